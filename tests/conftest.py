@@ -1,0 +1,75 @@
+"""What every test stands on: a broker of its own, a state folder of its own, nothing of the user's."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from saqkit.broker import Broker
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True)
+def tmp_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh state folder, and none of the settings that point at the user's own servers.
+
+    It lies directly in /tmp because the path of a unix socket may have 107 bytes at most.
+    """
+    for name in list(os.environ):
+        if name == "REDIS_URL" or (name.startswith("SAQKIT_") and not name.startswith("SAQKIT_TEST_")):
+            monkeypatch.delenv(name)
+    with tempfile.TemporaryDirectory(prefix="sk", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"):
+            place = Path(folder, name.split("_")[1].lower())
+            place.mkdir(mode=0o700)
+            monkeypatch.setenv(name, str(place))
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A private server for the whole session; its address is `broker.url`."""
+    from saqkit.broker import private
+
+    with private() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(broker: Broker) -> str:
+    """The address of the private server, emptied."""
+    import redis
+
+    with redis.Redis.from_url(broker.url) as client:
+        client.flushall()
+    return broker.url
+
+
+@pytest.fixture
+async def postgres_url() -> AsyncIterator[str]:
+    """A fresh PostgreSQL database on the server that SAQKIT_TEST_POSTGRES names."""
+    from sqlalchemy import NullPool, make_url, text
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    given = os.environ.get("SAQKIT_TEST_POSTGRES")
+    if not given:
+        reason = "SAQKIT_TEST_POSTGRES names no server, e.g. postgresql+asyncpg://user@127.0.0.1:5432/postgres"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    server, name = make_url(given), f"saqkit_{secrets.token_hex(6)}"
+    engine = create_async_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        yield server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        async with engine.connect() as connection:
+            await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        await engine.dispose()
