@@ -1,0 +1,176 @@
+"""A topology as people read it: drawn as a tree, with its retry schedules and the bounds that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from saqkit.spec.base import Part
+from saqkit.spec.distributions import AnyDistribution
+from saqkit.spec.topology import Entry, JobType, Priority, Provider, Topology
+
+
+def describe(topology: Topology) -> str:
+    """The topology as plain text: its tree of jobs, queues, providers, bounds, and what acts in real runs only."""
+    lines = [f"{topology.name}: {topology.title}" if topology.title else topology.name]
+    lines += [topology.story] if topology.story else []
+    lines += ["", "Jobs"]
+    drawn: set[str] = set()
+    for entry in topology.entry:
+        lines += _indented(_entry_lines(topology, entry, drawn))
+    for name in topology.job_types:
+        if name not in drawn:
+            lines += _indented(["(enqueued by the application only)", *_job_lines(topology, name, "└─ ", drawn)])
+    lines += ["", "Queues"]
+    for name, queue in topology.queues.items():
+        limit = queue.rate_limit
+        limited = f"at most {limit.limit:,} {limit.unit} in any {limit.period_s:g} s" if limit else "no rate limit"
+        lines.append(f"  {name}: {queue.concurrency} slots in each worker process, {limited}")
+        lines.append(
+            f"    tick {queue.tick_s:g} s, lease {queue.lease_s:g} s, sweep {queue.sweep_s:g} s: what a dead worker "
+            f"held is queued again within {queue.lease_s + queue.sweep_s + 1:g} s"
+        )
+    if topology.providers:
+        lines += ["", "Providers"]
+        lines += [f"  {name}: {_provider_text(provider)}" for name, provider in topology.providers.items()]
+    lines += ["", "Bounds that follow"]
+    lines += [f"  {bound['text']}" for bound in bounds(topology)]
+    lines += ["", "Acts in real runs only"]
+    lines += [f"  {key}: {reason}" for key, reason in real_only(Topology)]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(topology: Topology) -> dict[str, Any]:
+    """The same as plain JSON types: `topology`, `schedules` per job type, `bounds`, and `real_only` (key: reason)."""
+    return {
+        "topology": topology.to_dict(),
+        "schedules": {
+            name: {"delays_s": job.retry.schedule(), "unused_s": job.retry.unused(), "text": job.retry.describe()}
+            for name, job in topology.job_types.items()
+        },
+        "bounds": list(bounds(topology)),
+        "real_only": dict(real_only(Topology)),
+    }
+
+
+def users_per_job(topology: Topology) -> dict[str, int]:
+    """The most users that a job of each type can have: its batch size, 1 if nothing batches, 0 if it fans out."""
+    most = {name: 0 if job.fan_out else 1 for name, job in topology.job_types.items()}
+    for _ in most:  # edges form no cycle, so as many rounds as there are job types settle every path
+        for name, job in topology.job_types.items():
+            if job.fan_out:
+                most[job.fan_out.to] = max(most[job.fan_out.to], job.fan_out.batch_size)
+            for edge in job.follow_up:
+                most[edge.to] = max(most[edge.to], most[name])
+    return most
+
+
+def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
+    """What cannot be exceeded whatever the hardware: dicts of `at` (key), `users_per_s` (None if none), and `text`.
+
+    A rate limit of jobs times the largest batch; and per worker process, slots over the mean provider time of one user
+    and one event loop over the nominal CPU time of one user (a faster or slower host scales the latter).
+    """
+    most = users_per_job(topology)
+    for name, queue in topology.queues.items():
+        largest = max((most[job] for job, kind in topology.job_types.items() if kind.queue == name), default=0)
+        if (limit := queue.rate_limit) and largest:
+            rate, text = limit.limit / limit.period_s, ""
+            if limit.unit == "jobs":
+                rate, text = rate * largest, f"{rate:,.4g} jobs/s × {largest:,} users a job = "
+            yield _bound(f"queues.{name}.rate_limit", rate, f"queue {name}: {text}at most {rate:,.4g} users/s")
+    for name, job in topology.job_types.items():
+        slots, at_once = topology.queues[job.queue].concurrency, job.send_concurrency
+        if job.per_user.provider and (mean := topology.providers[job.per_user.provider].latency.mean_s):
+            rate, text = slots * at_once / mean, f"{slots} slots" + (f" × {at_once} at once" if at_once > 1 else "")
+            text = f"{name}: {text} ÷ {mean:.4g} s = at most {rate:,.4g} users/s per worker process"
+            yield _bound(f"job_types.{name}.per_user.provider", rate, text)
+            if (longest := -(-most[name] // at_once) * mean) > job.timeout_s:
+                text = f"{name}: a job of {most[name]:,} users takes {longest:,.4g} s on average"
+                text += f", but its timeout cancels it after {job.timeout_s:g} s"
+                yield _bound(f"job_types.{name}.timeout_s", None, text)
+        if job.per_user.cpu_us:
+            rate, text = (
+                1e6 / job.per_user.cpu_us,
+                f"{name}: one event loop ÷ {job.per_user.cpu_us:g} µs of nominal CPU",
+            )
+            text += f" = at most {rate:,.4g} users/s per worker process"
+            yield _bound(f"job_types.{name}.per_user.cpu_us", rate, text)
+
+
+def _bound(at: str, users_per_s: float | None, text: str) -> dict[str, Any]:
+    return {"at": at, "users_per_s": users_per_s, "text": text}
+
+
+def real_only(part: type[Part], at: str = "") -> Iterator[tuple[str, str]]:
+    """(key, reason) of every field below `part` that cannot act in the model; `*` stands for any name."""
+    for name, field in part.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("acts_in") == "real":
+            yield f"{at}{name}", str(extra.get("reason", ""))
+        for inner, star in _parts_in(field.annotation, ""):
+            yield from real_only(inner, f"{at}{name}.{star}")
+
+
+def _parts_in(annotation: Any, star: str) -> Iterator[tuple[type[Part], str]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, star  # type: ignore[misc]
+    for inner in get_args(annotation):
+        yield from _parts_in(inner, "*." if getattr(annotation, "__origin__", None) in (dict, list, tuple) else star)
+
+
+def _entry_lines(topology: Topology, entry: Entry, drawn: set[str]) -> list[str]:
+    priority = f", priority {Priority(entry.priority).name.lower()}" if entry.priority is not None else ""
+    tenant = f", tenant {entry.tenant}" if entry.tenant else ""
+    lines, pad = [f"entry: {entry.share * 100:.4g} % of the arrivals{priority}{tenant}"], ""
+    if entry.topic is not None:
+        lines, pad = [*lines, f"└─ topic {entry.topic}"], "   "
+    starts = topology.starts(entry)
+    for n, name in enumerate(starts):
+        mark = "└─ " if n == len(starts) - 1 else "├─ "
+        lines += [pad + line for line in _job_lines(topology, name, mark, drawn)]
+    return lines
+
+
+def _job_lines(topology: Topology, name: str, mark: str, drawn: set[str], how: str = "") -> list[str]:
+    job = topology.job_types[name]
+    if name in drawn:
+        return [f"{mark}{how}{name} (drawn above)"]
+    drawn.add(name)
+    edges = [(job.fan_out.to, f"batches of {job.fan_out.batch_size:,} → ")] if job.fan_out else []
+    edges += [(edge.to, "when done → ") for edge in job.follow_up]
+    pad = ("│  " if mark.startswith("├") else "   ") + ("│  " if edges else "   ")
+    lines = [f"{mark}{how}{name}  [queue {job.queue}, {Priority(job.priority).name.lower()}]"]
+    lines += [f"{pad}{line}" for line in _work(job)]
+    for n, (target, text) in enumerate(edges):
+        inner = _job_lines(topology, target, "└─ " if n == len(edges) - 1 else "├─ ", drawn, text)
+        lines += [pad[:3] + line for line in inner]
+    return lines
+
+
+def _work(job: JobType) -> list[str]:
+    user = job.per_user
+    does = [f"{job.cpu_us:g} µs CPU a job"] if job.cpu_us else []
+    if job.fan_out:
+        does.append(f"reads all users of the event, {job.fan_out.page_size:,} a page")
+    else:
+        each = [f"{user.cpu_us:g} µs CPU"] if user.cpu_us else []
+        each += ["a row in the ledger"] if user.database == "ledger" else []
+        each += [f"a message by provider {user.provider}"] if user.provider else []
+        does.append(f"each user: {', '.join(each) or 'nothing'}; {job.send_concurrency} at once")
+    return [*does, f"{job.retry.describe()}; timeout {job.timeout_s:g} s"]
+
+
+def _provider_text(provider: Provider) -> str:
+    latency: AnyDistribution = provider.latency
+    return (
+        f"{provider.kind} {provider.channel}, {latency.kind} latency of mean {latency.mean_s * 1e3:.4g} ms and p95 "
+        f"{latency.quantile(0.95) * 1e3:.4g} ms; {provider.temporary_share * 100:.4g} % of sends fail for "
+        f"a while, {provider.permanent_share * 100:.4g} % for good; timeout {provider.timeout_s:g} s"
+    )
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

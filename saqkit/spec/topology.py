@@ -1,0 +1,274 @@
+"""What exists: queues, job types, retries, limits, edges, topics and providers. Pure data, read from TOML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+
+from saqkit.errors import DescriptionError
+from saqkit.spec.backoff import Retry
+from saqkit.spec.base import Part, acts_in_real, did_you_mean
+from saqkit.spec.distributions import Distribution, Lognormal
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+SHIPPED = Path(__file__).parent.parent / "topologies"
+
+
+class Priority(IntEnum):
+    """The four levels; a lower number goes first."""
+
+    CRITICAL = 1
+    HIGH = 2
+    NORMAL = 3
+    LOW = 4
+
+
+def _priority(value: object) -> object:
+    if isinstance(value, str):
+        if value.upper() not in Priority.__members__:
+            names = [p.name.lower() for p in Priority]
+            raise ValueError(f'there is no priority "{value}" ({did_you_mean(value, names)})')
+        return Priority[value.upper()]
+    return value
+
+
+Level = Annotated[Priority, BeforeValidator(_priority), PlainSerializer(lambda p: p.name.lower(), return_type=str)]
+
+
+class RateLimit(Part):
+    """In any window of `period_s` at most `limit` jobs (or users) are taken from the queue, over all processes.
+
+    A job of more users than the limit waits for an empty window and then blocks users ÷ limit periods. With unit
+    `users`, a job without users (a fan-out) weighs 1.
+    """
+
+    limit: PositiveInt
+    period_s: PositiveFloat = 1.0
+    unit: Literal["jobs", "users"] = "jobs"
+
+
+class Queue(Part):
+    """A queue: jobs wait here in order of priority, first in first out inside a level."""
+
+    concurrency: PositiveInt = Field(default=10, description="slots in each worker process")
+    rate_limit: RateLimit | None = None
+    tick_s: PositiveFloat = Field(default=0.2, description="delayed jobs and retries wake on this grid")
+    lease_s: PositiveFloat = Field(default=5.0, description="a claim expires this long after its last renewal")
+    sweep_s: PositiveFloat = Field(default=5.0, description="how often expired claims are looked for")
+    done_retention_s: NonNegativeFloat = Field(
+        default=600.0,
+        description="how long a finished job can be looked up",
+        json_schema_extra=acts_in_real("a finished job takes no part in any later attempt"),
+    )
+    dead_retention_s: PositiveFloat = Field(
+        default=7 * 86_400.0,
+        description="how long dead letters are kept",
+        json_schema_extra=acts_in_real("a dead letter takes no part in any later attempt"),
+    )
+
+
+class PerUser(Part):
+    """What serving one user takes: CPU, then its share of the database work, then the provider."""
+
+    cpu_us: NonNegativeFloat = Field(default=0.0, description="work in nominal µs: a fixed number of loop turns")
+    database: Literal["none", "ledger"] = Field(
+        default="ledger", description="ledger: one notification row per user and its result"
+    )
+    provider: Name | None = None
+
+
+class FanOut(Part):
+    """This job type finds the users of its event and enqueues jobs of at most `batch_size` users of type `to`."""
+
+    to: Name
+    batch_size: PositiveInt = 100
+    page_size: PositiveInt = Field(default=1000, description="users read per database page")
+
+
+class FollowUp(Part):
+    """When a job of this type is done, a job of type `to` is enqueued for the same users."""
+
+    to: Name
+
+
+class JobType(Part):
+    """A kind of job: where it queues, how it is retried, and what it does."""
+
+    queue: Name
+    priority: Level = Priority.NORMAL
+    retry: Retry = Retry()
+    timeout_s: PositiveFloat = 300.0
+    cpu_us: NonNegativeFloat = Field(default=0.0, description="work per job in nominal µs, besides the users'")
+    per_user: PerUser = PerUser(database="none")
+    send_concurrency: PositiveInt = Field(default=1, description="users of one job served at once")
+    fan_out: FanOut | None = None
+    follow_up: tuple[FollowUp, ...] = ()
+
+    @model_validator(mode="after")
+    def _fans_out_or_serves(self) -> JobType:
+        served = {"per_user": PerUser(database="none"), "send_concurrency": 1, "follow_up": ()}
+        if self.fan_out and (wrong := [name for name, unset in served.items() if getattr(self, name) != unset]):
+            raise ValueError(f'{wrong[0]} means nothing beside fan_out: it belongs to "{self.fan_out.to}", whose jobs '
+                             "have users")  # fmt: skip
+        return self
+
+    def edges(self) -> Iterator[tuple[str, str]]:
+        """(key, target job type) of every edge that leaves this job type."""
+        if self.fan_out:
+            yield "fan_out.to", self.fan_out.to
+        for n, edge in enumerate(self.follow_up):
+            yield f"follow_up.{n}.to", edge.to
+
+
+class Provider(Part):
+    """Who delivers a message: `simulated` (latency and failures drawn here) or `smtp` (a real server).
+
+    Failures are shares of sends: a temporary one is worth another attempt of the job, a permanent one is recorded and
+    never repeated. For `smtp` the model uses `latency` and the shares too, unless the profile has measured ones.
+    """
+
+    kind: Literal["simulated", "smtp"] = "simulated"
+    channel: Literal["email", "sms"] = "email"
+    latency: Distribution = Lognormal(mean_s=0.075, cv=0.5)
+    temporary_share: Share = 0.0
+    permanent_share: Share = 0.0
+    url: str | None = Field(default=None, json_schema_extra=acts_in_real("an address has no duration"))
+    sender: str = Field(
+        default="no-reply@saqkit.example", json_schema_extra=acts_in_real("a sender's name has no duration")
+    )
+    timeout_s: PositiveFloat = Field(default=30.0, description="a send that takes longer is a temporary failure")
+
+
+class Topic(Part):
+    """An event topic: what an event on it starts."""
+
+    starts: tuple[Name, ...] = Field(min_length=1)
+
+
+class Entry(Part):
+    """What arriving users become: an event on a topic, or a job type, with its share of the arrivals."""
+
+    topic: Name | None = None
+    job_type: Name | None = None
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    priority: Level | None = Field(default=None, description="overrides the job type's own")
+    tenant: str = ""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Entry:
+        if (self.topic is None) == (self.job_type is None):
+            raise ValueError("an entry names exactly one of topic and job_type")
+        return self
+
+
+class Topology(Part):
+    """What exists, validated as a whole: every name that is used is defined, and no edge leads back."""
+
+    name: Name
+    title: str = ""
+    story: str = ""
+    entry: tuple[Entry, ...] = Field(min_length=1)
+    queues: dict[Name, Queue] = Field(min_length=1)
+    job_types: dict[Name, JobType] = Field(min_length=1)
+    providers: dict[Name, Provider] = Field(default={})
+    topics: dict[Name, Topic] = Field(default={})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Topology:
+        for name, job in self.job_types.items():
+            at = f"job_types.{name}"
+            _known(f"{at}.queue", "queue", job.queue, self.queues)
+            if job.per_user.provider is not None:
+                _known(f"{at}.per_user.provider", "provider", job.per_user.provider, self.providers)
+            for key, target in job.edges():
+                _known(f"{at}.{key}", "job type", target, self.job_types)
+                if self.job_types[target].fan_out:
+                    raise DescriptionError(f'"{target}" fans out to all users of the event again', key=f"{at}.{key}",
+                                           value=target, hint="name a job type without fan_out")  # fmt: skip
+        for name, topic in self.topics.items():
+            for n, started in enumerate(topic.starts):
+                _known(f"topics.{name}.starts.{n}", "job type", started, self.job_types)
+        for n, entry in enumerate(self.entry):
+            if entry.topic is not None:
+                _known(f"entry.{n}.topic", "topic", entry.topic, self.topics)
+            else:
+                _known(f"entry.{n}.job_type", "job type", str(entry.job_type), self.job_types)
+        if abs((total := sum(entry.share for entry in self.entry)) - 1) > 1e-6:
+            raise DescriptionError(f"the shares add up to {total:g}, not to 1", key="entry", value=total)
+        self._refuse_cycles()
+        self._refuse_limits_on_users_of_nobody()
+        return self
+
+    def _refuse_cycles(self) -> None:
+        graph = {name: [target for _, target in job.edges()] for name, job in self.job_types.items()}
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            path = list(reversed(error.args[1]))
+            key = next(key for key, target in self.job_types[path[0]].edges() if target == path[1])
+            raise DescriptionError(f"the edges form a cycle: {' -> '.join(path)}", key=f"job_types.{path[0]}.{key}",
+                                   value=path[1], hint="no job may lead to its own type") from error  # fmt: skip
+
+    def _refuse_limits_on_users_of_nobody(self) -> None:
+        for name, queue in self.queues.items():
+            of_users = queue.rate_limit is not None and queue.rate_limit.unit == "users"
+            if of_users and all(job.fan_out for job in self.job_types.values() if job.queue == name):
+                raise DescriptionError("limits users, but no job of this queue has any", value="users",
+                                       key=f"queues.{name}.rate_limit.unit", hint='say unit = "jobs"')  # fmt: skip
+
+    def starts(self, entry: Entry) -> tuple[str, ...]:
+        """The job types that an arrival through `entry` starts."""
+        return self.topics[entry.topic].starts if entry.topic is not None else (str(entry.job_type),)
+
+    @property
+    def entry_queue(self) -> str:
+        """The queue of the first job type that arriving users become."""
+        return self.job_types[self.starts(self.entry[0])[0]].queue
+
+    def with_batch_size(self, batch_size: int) -> Topology:
+        """The same topology with every fan-out edge in batches of `batch_size` users."""
+        data = self.to_dict()
+        for job in data["job_types"].values():
+            if job["fan_out"]:
+                job["fan_out"]["batch_size"] = batch_size
+        return Topology.parse(data, self.name)
+
+
+def _known(key: str, kind: str, name: str, defined: Mapping[str, Any]) -> None:
+    if name not in defined:
+        raise DescriptionError(f'there is no {kind} "{name}"', key=key, value=name, hint=did_you_mean(name, defined))
+
+
+def shipped() -> list[str]:
+    """Names of the topologies that ship with saqkit."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def load(name_or_path: str | Path) -> Topology:
+    """A shipped topology by name, or any TOML file by path.
+
+    Raises `DescriptionError` if there is no such name or file, or if the file is wrong (file, key, value, bound).
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
+        return Topology.from_toml(text)
+    if text not in shipped():
+        hint = f"{did_you_mean(text, shipped())}; or give the path of a TOML file"
+        raise DescriptionError(f'no shipped topology is called "{text}"', value=text, hint=hint)
+    return Topology.from_toml(SHIPPED / f"{text}.toml")
