@@ -1,0 +1,1 @@
+"""The reference application: announce, fan out, notify a batch, over a ledger."""

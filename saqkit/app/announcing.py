@@ -1,0 +1,180 @@
+"""Announcing an event: saved and returned at once; what it starts is enqueued now, or by the relay once the broker is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from saq.job import Job
+
+from saqkit.app.audience import Audience
+from saqkit.app.store import EventRow, Store
+from saqkit.errors import DescriptionError
+from saqkit.queue.queue import Queue
+from saqkit.queue.scripts_of_queue import AWAY
+from saqkit.spec.base import did_you_mean
+from saqkit.spec.topology import Entry, Topology
+
+logger = logging.getLogger("saqkit")
+
+KEEP_KEYS_S = 86_400.0
+"""A batch's key stays taken for a day after it is done, so a fan-out that is repeated doubles nobody."""
+
+_DIRECT = "job:"
+
+
+@dataclass(frozen=True)
+class Announced:
+    """An announced event: `elapsed_ms` is what the caller waited, `enqueued` whether its first job is queued already."""
+
+    event: int
+    new: bool
+    enqueued: bool
+    elapsed_ms: float
+
+
+def topic_of(entry: Entry) -> str:
+    """How an entry is written in an event's row."""
+    return entry.topic if entry.topic is not None else f"{_DIRECT}{entry.job_type}"
+
+
+class Announcer:
+    """Takes events in, and starts their jobs."""
+
+    def __init__(self, topology: Topology, store: Store, queues: Mapping[str, Queue]) -> None:
+        self.topology, self.store, self.queues = topology, store, queues
+
+    async def announce(
+        self,
+        *,
+        title: str,
+        body: str = "",
+        entry: Entry | None = None,
+        audience: Audience | None = None,
+        tenant: str = "",
+        key: str | None = None,
+        patience_s: float = 0.05,
+    ) -> Announced:
+        """Save an event with its outbox row, and enqueue its first jobs if the broker takes them within `patience_s`.
+
+        It takes the same time for any audience. With the broker away the event is saved all the same and the workers'
+        relay enqueues it later. A `key` that was used before returns the first event.
+        """
+        started = time.perf_counter()
+        entry = entry or self.topology.entry[0]
+        saved = await self.store.announce(
+            title=title, body=body, topic=topic_of(entry), audience=audience or Audience(), created_at=time.time(),
+            tenant=tenant or entry.tenant, key=key,
+        )  # fmt: skip
+        enqueued = False
+        if saved.new:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self.deliver(saved.event_id)
+                enqueued = True
+            except (TimeoutError, *AWAY) as error:
+                logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, error or "timeout")
+        return Announced(saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)
+
+    async def deliver(self, event_id: int) -> None:
+        """Enqueue what an event starts, and mark its outbox row; doing it again changes nothing."""
+        event = await self.store.event(event_id)
+        assert event is not None
+        entry = self._entry(event)
+        for job_type in self.topology.starts(entry):
+            await self._start(event, entry, job_type)
+        await self.store.mark_delivered([event_id])
+
+    def _entry(self, event: EventRow) -> Entry:
+        if event.topic.startswith(_DIRECT):
+            return Entry(job_type=event.topic.removeprefix(_DIRECT), tenant=event.tenant)
+        if event.topic not in self.topology.topics:
+            raise DescriptionError(f'event {event.id} is on topic "{event.topic}", which topology {self.topology.name} '
+                                   "does not have", value=event.topic,
+                                   hint=did_you_mean(event.topic, self.topology.topics))  # fmt: skip
+        for entry in self.topology.entry:
+            if entry.topic == event.topic and entry.tenant in ("", event.tenant):
+                return entry
+        return Entry(topic=event.topic, tenant=event.tenant)
+
+    async def _start(self, event: EventRow, entry: Entry, job_type: str) -> None:
+        spec = self.topology.job_types[job_type]
+        queue = self.queues[spec.queue]
+        priority = entry.priority or spec.priority
+        if spec.fan_out is not None:
+            first = new_job(self.topology, job_type, f"{job_type}:{event.id}", event, priority=int(priority))
+            await queue.enqueue_many([first])
+            return
+        after = 0
+        while page := await self.store.audience_page(event.id, after, 1000):
+            await queue.enqueue_many(
+                new_job(self.topology, job_type, f"{job_type}:{event.id}:{user}", event, [user], int(priority))
+                for user in page
+            )
+            after = page[-1]
+
+
+def new_job(
+    topology: Topology,
+    job_type: str,
+    key: str,
+    event: EventRow,
+    users: list[int] | None = None,
+    priority: int | None = None,
+    parent: str = "",
+) -> Job:
+    """A job of the topology that serves `event`, for `users` (none: a fan-out). Ids only, never whole users."""
+    spec = topology.job_types[job_type]
+    meta = {"event": event.id, "event_at": event.created_at, "parent": parent, "tenant": event.tenant,
+            "keep_key_s": KEEP_KEYS_S}  # fmt: skip
+    return Job(
+        function=job_type,
+        key=key,
+        kwargs={"event": event.id} if users is None else {"event": event.id, "users": users},
+        timeout=max(1, round(spec.timeout_s)),
+        retries=spec.retry.max_attempts,
+        ttl=round(topology.queues[spec.queue].done_retention_s) or -1,
+        priority=int(priority or spec.priority),
+        meta=meta,
+    )
+
+
+class Relay:
+    """Delivers what was announced while the broker was away. One leader among the workers, by a lease in the broker."""
+
+    EVERY_S = 0.5
+    LEASE_S = 5
+
+    def __init__(self, announcer: Announcer) -> None:
+        self._announcer = announcer
+        self._queue = next(iter(announcer.queues.values()))
+        self._name = f"{os.getpid()}.{id(self)}"
+
+    async def run(self) -> None:
+        """Deliver for ever; while the broker or the database is away, wait."""
+        pause_s = self.EVERY_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                if await self._leads():
+                    for event_id in await self._announcer.store.undelivered():
+                        await self._announcer.deliver(event_id)
+                pause_s = self.EVERY_S
+            except AWAY:
+                pause_s = min(2.0, pause_s * 2)
+            except Exception:
+                logger.exception("the relay could not deliver")
+                pause_s = min(10.0, pause_s * 2)
+
+    async def _leads(self) -> bool:
+        redis, key = self._queue.redis, self._queue.namespace("relay")
+        if await redis.set(key, self._name, nx=True, ex=self.LEASE_S):
+            return True
+        if await redis.get(key) == self._name.encode():
+            await redis.expire(key, self.LEASE_S)
+            return True
+        return False

@@ -1,0 +1,467 @@
+"""Users, events, outbox, fan-out cursors and the ledger: every statement that the reference application runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from sqlalchemy import ColumnElement, Select, TextClause, func, select, text
+
+from saqkit.app.audience import Audience
+from saqkit.app.database import Database
+from saqkit.app.tables import events, outbox, users
+from saqkit.errors import UsageError
+
+TENANTS = ("harbour", "north", "south")
+GONE = "the user was deleted or deactivated before the message was sent"
+# A transaction of this many users holds SQLite's only writer for some 50 ms.
+_ROWS_PER_TRANSACTION = 5_000
+_ERROR_LENGTH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A person to be stored; `email` is unique inside `tenant`."""
+
+    email: str
+    name: str = ""
+    role: str = "student"
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What `announce` made; `new` is False if the idempotency key was known, and `event_id` is then the first event."""
+
+    event_id: int
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """A stored event; `created_at` in seconds since the epoch."""
+
+    id: int
+    key: str | None
+    topic: str
+    title: str
+    body: str
+    audience: Audience
+    tenant: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Somebody who is still to be served."""
+
+    user: int
+    email: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """How one send ended for good; `sent_at` in seconds since the epoch."""
+
+    event: int
+    user: int
+    channel: str
+    status: Literal["sent", "failed"]
+    message_id: str = ""
+    error: str = ""
+    sent_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A user who was not served, and why; `email` is empty if the person is gone."""
+
+    user: int
+    channel: str
+    email: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an event is. `users` is what the fan-out has found so far, `pending` counts those not yet begun too.
+
+    `percent` = (sent + failed) / users. With several channels `users` grows as each channel begins.
+    """
+
+    users: int
+    pending: int
+    sent: int
+    failed: int
+    percent: float
+    fan_out_finished: bool
+
+
+class Store:
+    """The database of the reference application. Every method is one transaction, or one per 5,000 users; `StoreError`
+    if the database is gone, full, or locked by somebody for too long. Times are seconds since the epoch.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        if database.dialect == "sqlite":
+            ids = "SELECT DISTINCT value AS id FROM json_each(:users)"
+            among = "IN (SELECT value FROM json_each(:users))"
+        else:
+            ids = "SELECT DISTINCT unnest(CAST(:users AS integer[])) AS id"
+            among = "= ANY (CAST(:users AS integer[]))"
+        # The bounds are for PostgreSQL, which else reads all rows of a fresh event for each of its batches.
+        among = f"user_id BETWEEN :first AND :last AND user_id {among}"
+        self._insert_pending = _ledger_insert(ids, "pending", "DO NOTHING")
+        self._insert_failed = _ledger_insert(
+            ids,
+            "failed",
+            "(event_id, user_id, channel) DO UPDATE SET status = 'failed', error = excluded.error,"
+            " sent_at = excluded.sent_at WHERE notifications.status = 'pending'",
+        )
+        self._select_pending = text(
+            "SELECT user_id, email, name FROM notifications LEFT JOIN users ON users.id = user_id AND active"
+            f" WHERE event_id = :event AND channel = :channel AND status = 'pending' AND {among} ORDER BY user_id"
+        )
+        self._reopen = text(
+            "UPDATE notifications SET status = 'pending', error = '', sent_at = NULL WHERE event_id = :event"
+            f" AND channel = :channel AND status = 'failed' AND {among}"
+        )
+
+        self._ended = text(
+            "SELECT sum(CASE WHEN sent_at < :after THEN 1 ELSE 0 END),"
+            " sum(CASE WHEN sent_at BETWEEN :after AND :until AND status = 'sent' THEN 1 ELSE 0 END),"
+            " sum(CASE WHEN sent_at BETWEEN :after AND :until AND status = 'failed' THEN 1 ELSE 0 END)"
+            f" FROM notifications WHERE event_id = :event AND user_id IN ({ids})"
+        )
+
+    @classmethod
+    async def open(cls, url: str, *, pool_size: int = 5) -> Self:
+        """Open `sqlite:///FILE` or `postgresql://…` and bring its tables up to date.
+
+        `pool_size`: connections kept per process, and never more. Raises `StoreError`, one line: not reachable, folder
+        missing, not a database, made by a newer saqkit, driver not installed.
+        """
+        return cls(await Database.open(url, pool_size=pool_size))
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- users
+
+    async def add_users(self, rows: Iterable[UserRow]) -> int:
+        """Store people; whoever is known by tenant and email gets the new name and role. Returns how many were new."""
+        added, remaining = 0, iter(rows)
+        while chunk := [asdict(row) for row in islice(remaining, _ROWS_PER_TRANSACTION)]:
+            async with self._database.writing() as connection:
+                if self._database.dialect == "postgresql":  # else another import would be counted as ours
+                    await connection.execute(text("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"))
+                last = (await connection.execute(select(func.coalesce(func.max(users.c.id), 0)))).scalar_one()
+                await connection.execute(_UPSERT_USER, chunk)
+                added += (await connection.execute(_count(users.c.id > last))).scalar_one()
+        return added
+
+    async def add_numbered_users(self, count: int) -> int:
+        """Made-up people 1..`count` for measured runs: 60 % students, 30 % parents, 10 % teachers in three tenants.
+
+        Adds only the ids that are missing and returns how many those were.
+        """
+        async with self._database.writing() as connection:
+            added = (await connection.execute(_INSERT_NUMBERED, {"count": count})).rowcount
+            if self._database.dialect == "postgresql":
+                await connection.execute(
+                    text("SELECT setval(pg_get_serial_sequence('users', 'id'), (SELECT max(id) FROM users))")
+                )
+        return added
+
+    async def remove_users(self, user_ids: Iterable[int]) -> int:
+        """Delete people; their ledger rows stay. Returns how many there were."""
+        async with self._database.writing() as connection:
+            return (await connection.execute(users.delete().where(users.c.id.in_(list(user_ids))))).rowcount
+
+    async def count_users(self, audience: Audience | None = None) -> int:
+        """How many active users `audience` has now (default: everybody)."""
+        async with self._database.reading() as connection:
+            count: int = (await connection.execute(_count(*_members(audience or Audience())))).scalar_one()
+        return count
+
+    # -- events and outbox
+
+    async def announce(
+        self,
+        *,
+        title: str,
+        topic: str,
+        audience: Audience,
+        created_at: float,
+        body: str = "",
+        tenant: str = "",
+        key: str | None = None,
+    ) -> Announcement:
+        """Store an event and its outbox row in one transaction; takes the same time for any audience.
+
+        A `key` that `tenant` has used before returns the first event with it. An event of a tenant reaches that
+        tenant's people only (except `first_n`, which counts people of all tenants).
+        """
+        if "\n" in title or "\r" in title:
+            raise UsageError("the title has a line break; it becomes the subject of an email: one line")
+        if tenant and audience.first_n is None:
+            if audience.tenant not in ("", tenant):
+                raise UsageError(f'an event of tenant "{tenant}" cannot reach people of tenant "{audience.tenant}"')
+            audience = Audience(audience.roles, tenant)
+        values = {
+            "key": key,
+            "topic": topic,
+            "title": title,
+            "body": body,
+            "audience": audience.to_json(),
+            "tenant": tenant,
+            "created_at": created_at,
+        }
+        async with self._database.writing() as connection:
+            event_id = (await connection.execute(_INSERT_EVENT, values)).scalar()
+            if event_id is None:
+                known = select(events.c.id).where(events.c.tenant == tenant, events.c.key == key)
+                return Announcement((await connection.execute(known)).scalar_one(), new=False)
+            await connection.execute(_INSERT_OUTBOX, {"event": event_id, "created_at": created_at})
+        return Announcement(event_id, new=True)
+
+    async def undelivered(self, limit: int = 100) -> list[int]:
+        """Events that no broker has yet, oldest first."""
+        waiting = select(outbox.c.event_id).where(outbox.c.delivered_at.is_(None))
+        async with self._database.reading() as connection:
+            return list((await connection.execute(waiting.order_by(outbox.c.event_id).limit(limit))).scalars())
+
+    async def mark_delivered(self, event_ids: Sequence[int], *, at: float | None = None) -> None:
+        """The broker has these events since `at` (default: now)."""
+        delivered = outbox.update().where(outbox.c.event_id.in_(event_ids), outbox.c.delivered_at.is_(None))
+        async with self._database.writing() as connection:
+            await connection.execute(delivered.values(delivered_at=_now(at)))
+
+    async def event(self, event_id: int) -> EventRow | None:
+        async with self._database.reading() as connection:
+            row = (await connection.execute(select(events).where(events.c.id == event_id))).mappings().one_or_none()
+        return EventRow(**{**row, "audience": Audience.from_json(row["audience"])}) if row else None
+
+    # -- fan-out
+
+    async def audience_page(self, event_id: int, after: int, limit: int) -> list[int]:
+        """Ids of the next `limit` active users of the event's audience, all greater than `after`, in order."""
+        event = await self.event(event_id)
+        if event is None:
+            raise UsageError(f"there is no event {event_id}")
+        page = select(users.c.id).where(users.c.id > after, *_members(event.audience)).order_by(users.c.id)
+        async with self._database.reading() as connection:
+            return list((await connection.execute(page.limit(limit))).scalars())
+
+    async def fan_out_cursor(self, event_id: int, job_type: str) -> int:
+        """The last user id whose batch is known to be enqueued; 0 before the first."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(_SELECT_CURSOR, {"event": event_id, "job_type": job_type})
+            return found.scalar() or 0
+
+    async def advance_fan_out(
+        self,
+        event_id: int,
+        job_type: str,
+        cursor: int,
+        batches: int,
+        users: int,
+        finished: bool,
+        *,
+        at: float | None = None,
+    ) -> None:
+        """A page of `users` users in `batches` batches, which ends at user id `cursor`, is enqueued.
+
+        A page that does not move the cursor forward is not counted again, so a fan-out that was killed between
+        enqueueing and this call may repeat its page. `finished` stays true.
+        """
+        values = {
+            "event": event_id,
+            "job_type": job_type,
+            "cursor": cursor,
+            "batches": batches,
+            "users": users,
+            "finished_at": _now(at) if finished else None,
+        }
+        async with self._database.writing() as connection:
+            await connection.execute(_ADVANCE, values)
+
+    # -- ledger
+
+    async def begin_batch(self, event_id: int, users: Sequence[int], channel: str) -> list[Recipient]:
+        """Make sure that `users` have a ledger row, and return those who are still pending, in order of id.
+
+        Whoever was deleted or deactivated since the fan-out is left out; the ledger says so.
+        """
+        values = self._among(event_id, users, channel)
+        async with self._database.writing() as connection:
+            await connection.execute(self._insert_pending, {**values, "error": "", "at": None})
+            rows = (await connection.execute(self._select_pending, values)).all()
+            if gone := [row[0] for row in rows if row[1] is None]:
+                values = self._among(event_id, gone, channel)
+                await connection.execute(self._insert_failed, {**values, "error": GONE, "at": None})
+        return [Recipient(*row) for row in rows if row[1] is not None]
+
+    async def record_results(self, results: Sequence[SendResult]) -> None:
+        """Write how sends ended. What is sent stays sent, and a failure never overwrites anything but pending."""
+        if not results:
+            return
+        # In the order of the key, so that two processes with the same rows cannot wait for each other on PostgreSQL.
+        ordered = sorted(results, key=lambda result: (result.event, result.user, result.channel))
+        values = [
+            {
+                "event": result.event,
+                "user": result.user,
+                "channel": result.channel,
+                "status": result.status,
+                "message_id": _storable(result.message_id),
+                "error": _storable(result.error),
+                "sent_at": result.sent_at,
+                "unless": "sent" if result.status == "sent" else "failed",
+            }
+            for result in ordered
+        ]
+        async with self._database.writing() as connection:
+            await connection.execute(_RECORD, values)
+
+    async def abandon(
+        self, event_id: int, users: Sequence[int], channel: str, error: str, *, at: float | None = None
+    ) -> int:
+        """A job died: those of its `users` who are still pending (or were never begun) failed for the reason `error`.
+
+        Returns how many those were.
+        """
+        values = {**self._among(event_id, users, channel), "error": _storable(error), "at": _now(at)}
+        async with self._database.writing() as connection:
+            return (await connection.execute(self._insert_failed, values)).rowcount
+
+    async def reopen(self, event_id: int, users: Sequence[int], channel: str) -> int:
+        """A dead letter is replayed: those of its `users` who failed are pending again. Returns how many."""
+        async with self._database.writing() as connection:
+            return (await connection.execute(self._reopen, self._among(event_id, users, channel))).rowcount
+
+    async def progress(self, event_id: int) -> Progress:
+        async with self._database.reading() as connection:
+            found, pages, finished = (await connection.execute(_FAN_OUTS, {"event": event_id})).one()
+            rows = (await connection.execute(_COUNT_BY_STATUS, {"event": event_id})).all()
+        by_status: dict[str, int] = {row[0]: row[1] for row in rows}
+        sent, failed = by_status.get("sent", 0), by_status.get("failed", 0)
+        total = max(found, sum(by_status.values()))
+        return Progress(
+            users=total,
+            pending=total - sent - failed,
+            sent=sent,
+            failed=failed,
+            percent=100 * (sent + failed) / total if total else 0.0,
+            fan_out_finished=pages > 0 and finished == pages,
+        )
+
+    async def ended_between(
+        self, event_id: int, users: Sequence[int], after: float, until: float
+    ) -> tuple[int, int, int]:
+        """How many of `users` had ended before the time `after`, and how many were sent, and failed, from then to `until`."""
+        values = {**self._among(event_id, users, ""), "after": after, "until": until}
+        async with self._database.reading() as connection:
+            before, sent, failed = (await connection.execute(self._ended, values)).one()
+        return int(before or 0), int(sent or 0), int(failed or 0)
+
+    async def failures(self, event_id: int, limit: int = 100) -> list[Failure]:
+        """Who was not served, and why, in order of user id."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(_FAILURES, {"event": event_id, "limit": limit})
+            return [Failure(*row) for row in rows]
+
+    def _among(self, event_id: int, users: Sequence[int], channel: str) -> dict[str, Any]:
+        """The parameters of a statement over a batch: the ids are one parameter, however many there are."""
+        ids: Any = json.dumps(list(users)) if self._database.dialect == "sqlite" else list(users)
+        first, last = min(users, default=0), max(users, default=0)
+        return {"event": event_id, "users": ids, "first": first, "last": last, "channel": channel}
+
+
+# One text serves both databases. CAST gives PostgreSQL the type of a bare parameter.
+_UPSERT_USER = text(
+    "INSERT INTO users (email, name, role, tenant, active) VALUES (:email, :name, :role, :tenant, TRUE)"
+    " ON CONFLICT (tenant, email) DO UPDATE SET name = excluded.name, role = excluded.role, active = TRUE"
+)
+_INSERT_NUMBERED = text(
+    "INSERT INTO users (id, email, name, role, tenant, active)"
+    " WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < CAST(:count AS INTEGER))"
+    " SELECT i, 'user' || i || '@users.example', 'User ' || i,"
+    " CASE WHEN i % 10 < 6 THEN 'student' WHEN i % 10 < 9 THEN 'parent' ELSE 'teacher' END,"
+    f" CASE i % 3 WHEN 0 THEN '{TENANTS[0]}' WHEN 1 THEN '{TENANTS[1]}' ELSE '{TENANTS[2]}' END, TRUE"
+    " FROM numbers WHERE TRUE ON CONFLICT DO NOTHING"
+)
+_INSERT_EVENT = text(
+    "INSERT INTO events (key, topic, title, body, audience, tenant, created_at)"
+    " VALUES (:key, :topic, :title, :body, :audience, :tenant, :created_at)"
+    " ON CONFLICT (tenant, key) DO NOTHING RETURNING id"
+)
+_INSERT_OUTBOX = text("INSERT INTO outbox (event_id, created_at) VALUES (:event, :created_at)")
+_SELECT_CURSOR = text("SELECT cursor FROM fan_outs WHERE event_id = :event AND job_type = :job_type")
+_ADVANCE = text(
+    "INSERT INTO fan_outs (event_id, job_type, cursor, batches, users, finished_at)"
+    " VALUES (:event, :job_type, :cursor, :batches, :users, :finished_at)"
+    " ON CONFLICT (event_id, job_type) DO UPDATE SET"
+    " batches = fan_outs.batches + CASE WHEN excluded.cursor > fan_outs.cursor THEN excluded.batches ELSE 0 END,"
+    " users = fan_outs.users + CASE WHEN excluded.cursor > fan_outs.cursor THEN excluded.users ELSE 0 END,"
+    " cursor = CASE WHEN excluded.cursor > fan_outs.cursor THEN excluded.cursor ELSE fan_outs.cursor END,"
+    " finished_at = coalesce(fan_outs.finished_at, excluded.finished_at)"
+)
+_RECORD = text(
+    "UPDATE notifications SET status = :status, message_id = :message_id, error = :error, sent_at = :sent_at"
+    " WHERE event_id = :event AND user_id = :user AND channel = :channel AND status NOT IN ('sent', :unless)"
+)
+_FAN_OUTS = text("SELECT coalesce(max(users), 0), count(*), count(finished_at) FROM fan_outs WHERE event_id = :event")
+_COUNT_BY_STATUS = text("SELECT status, count(*) FROM notifications WHERE event_id = :event GROUP BY status")
+_FAILURES = text(
+    "SELECT n.user_id, n.channel, coalesce(u.email, ''), n.error FROM notifications AS n"
+    " LEFT JOIN users AS u ON u.id = n.user_id WHERE n.event_id = :event AND n.status = 'failed'"
+    " ORDER BY n.user_id, n.channel LIMIT :limit"
+)
+
+
+def _ledger_insert(ids: str, status: str, on_conflict: str) -> TextClause:
+    return text(
+        "INSERT INTO notifications (event_id, user_id, channel, status, message_id, error, sent_at)"
+        f" SELECT CAST(:event AS INTEGER), i.id, CAST(:channel AS TEXT), '{status}', '', CAST(:error AS TEXT),"
+        f" CAST(:at AS DOUBLE PRECISION) FROM ({ids}) AS i WHERE TRUE ORDER BY i.id ON CONFLICT {on_conflict}"
+    )
+
+
+def _members(audience: Audience) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [users.c.active]
+    if audience.roles:
+        conditions.append(users.c.role.in_(audience.roles))
+    if audience.tenant:
+        conditions.append(users.c.tenant == audience.tenant)
+    if audience.first_n is not None:
+        conditions.append(users.c.id <= audience.first_n)
+    return conditions
+
+
+def _count(*conditions: ColumnElement[bool]) -> Select[Any]:
+    return select(func.count()).select_from(users).where(*conditions)
+
+
+def _storable(reason: str) -> str:
+    """A server's words as text that both databases take: PostgreSQL has no NUL, neither has half a character."""
+    return reason.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")[:_ERROR_LENGTH]
+
+
+def _now(at: float | None) -> float:
+    return time.time() if at is None else at
