@@ -1,0 +1,50 @@
+"""Dead letters: jobs that will not be tried again by themselves. They can be read, replayed and purged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from saqkit.queue.queue import Queue
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A dead job: what it was, why it died (`error` is a stack trace or a reason), after how many attempts and crashes.
+
+    `died_at` and `queued_at` are epoch seconds of the broker's clock.
+    """
+
+    key: str
+    queue: str
+    function: str
+    kwargs: dict[str, Any]
+    error: str
+    attempts: int
+    crashes: int
+    queued_at: float
+    died_at: float
+
+
+async def dead_letters(queue: Queue, limit: int = 100) -> AsyncIterator[DeadLetter]:
+    """The dead letters of a queue, oldest first."""
+    rows = await queue.redis.zrange(queue.namespace("dead"), 0, limit - 1, withscores=True)
+    for raw, died_at in rows:
+        key = raw.decode()
+        job = await queue.job(key)
+        if job is None:
+            continue
+        crashes, queued_at = await queue.redis.hmget(queue.key_of(key), "crash", "at_q")  # type: ignore[misc]
+        yield DeadLetter(key, queue.name, job.function, job.kwargs or {}, job.error or "", job.attempts,
+                         int(crashes or 0), float(queued_at), died_at)  # fmt: skip
+
+
+async def replay(queue: Queue, keys: Iterable[str]) -> list[bool]:
+    """Queue dead letters again with all their attempts before them; returns for each whether it was one."""
+    return [bool(said) for said in await queue.run_script("replay", *keys)]
+
+
+async def purge(queue: Queue, keys: Iterable[str]) -> int:
+    """Remove dead letters for good; returns how many there were."""
+    return int(await queue.run_script("forget", -1, *keys))

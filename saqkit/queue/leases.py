@@ -1,0 +1,121 @@
+"""Renewing leases from a thread of its own, so that code which blocks the event loop does not lose its jobs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+import redis.asyncio as aioredis
+
+from saqkit.queue.scripts_of_queue import AWAY, digest, source
+
+logger = logging.getLogger("saqkit")
+
+
+@dataclass(eq=False)
+class Claim:
+    """A job that this process holds: the fencing token, when it was taken, and what the worker learned of the attempt."""
+
+    key: str
+    token: str
+    attempt: int
+    crashes: int
+    priority: int
+    taken_at: float
+    until: float = float("inf")
+    facts: dict[str, Any] = field(default_factory=dict)
+    lost: bool = False
+
+
+class LeaseKeeper:
+    """A daemon thread that renews the leases of the claims it is told of, every third of a lease.
+
+    A claim is renewed up to its `until` (monotonic seconds: the job's timeout), so that a job which hangs is recovered.
+    """
+
+    def __init__(self, client: aioredis.Redis, keys: list[str], lease_s: float) -> None:
+        self._client = blocking_twin(client)
+        self._keys, self._lease_s = keys, lease_s
+        self._claims: set[Claim] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, claim: Claim) -> None:
+        """Start renewing a claim."""
+        with self._lock:
+            self._claims.add(claim)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="saqkit-leases", daemon=True)
+            self._thread.start()
+
+    def discard(self, claim: Claim) -> None:
+        """Stop renewing a claim."""
+        with self._lock:
+            self._claims.discard(claim)
+
+    def held(self) -> list[Claim]:
+        """The claims that are being renewed."""
+        with self._lock:
+            return list(self._claims)
+
+    def close(self) -> None:
+        """Stop the thread and close its connection."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        self._client.close()
+
+    def _run(self) -> None:
+        away = False
+        while not self._stop.wait(self._lease_s / 3 if not away else min(0.5, self._lease_s / 3)):
+            now = time.monotonic()
+            claims = [claim for claim in self.held() if claim.until > now]
+            if not claims:
+                continue
+            args = [str(self._lease_s), *(part for claim in claims for part in (claim.key, claim.token))]
+            try:
+                said = self._call(args)
+                away = False
+            except AWAY as error:
+                if not away:
+                    logger.warning("leases: broker away (%s), trying again", error)
+                away = True
+                continue
+            except redis.RedisError:
+                logger.exception("leases could not be renewed")
+                continue
+            for claim, answer in zip(claims, said, strict=True):
+                if not answer:
+                    claim.lost = True
+                    self.discard(claim)
+
+    def _call(self, args: list[str]) -> Any:
+        try:
+            return self._client.evalsha(digest("renew"), len(self._keys), *self._keys, *args)
+        except redis.exceptions.NoScriptError:
+            return self._client.eval(source("renew"), len(self._keys), *self._keys, *args)
+
+
+_TWINS: dict[type, type] = {
+    aioredis.Connection: redis.Connection,
+    aioredis.SSLConnection: redis.SSLConnection,
+    aioredis.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
+}
+_SAME = ("host", "port", "path", "db", "username", "password", "credential_provider", "client_name")
+
+
+def blocking_twin(client: aioredis.Redis) -> redis.Redis:
+    """A blocking client to the same server with the same identity, with one connection and short timeouts."""
+    pool = client.connection_pool
+    kwargs = pool.connection_kwargs
+    kept = {name: value for name, value in kwargs.items() if name in _SAME or name.startswith("ssl_")}
+    twin = _TWINS.get(pool.connection_class, redis.Connection)
+    timeouts = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+    return redis.Redis(
+        connection_pool=redis.ConnectionPool(connection_class=twin, max_connections=1, **kept, **timeouts)
+    )

@@ -1,0 +1,28 @@
+-- recover: active with an expired lease -> queued at its old place; a job that took its worker with it too often -> dead.
+-- The execution is not counted as an attempt: crashes are counted apart.
+-- ARGV: crashes that make a poison job
+-- Returns the keys of all jobs whose lease had expired.
+local at, poison = now(), tonumber(ARGV[1])
+local expired = redis.call('ZRANGEBYSCORE', Q .. 'leases', '-inf', text(at), 'LIMIT', 0, 1000)
+for _, key in ipairs(expired) do
+  local f = redis.call('HMGET', J .. key, 'prio', 'seq', 'body')
+  redis.call('ZREM', Q .. 'leases', key)
+  if f[1] then
+    local crashes = redis.call('HINCRBY', J .. key, 'crash', 1)
+    record('lost', key, at, f[3])
+    redis.call('HINCRBY', J .. key, 'att', -1)
+    count('lost')
+    if crashes >= poison then
+      redis.call('HSET', J .. key, 'state', DEAD, 'tok', '', 'err', 'poison: its worker died ' .. crashes .. ' times')
+      redis.call('ZADD', Q .. 'dead', text(at), key)
+      count('failed')
+      tell(key, 'failed')
+    else
+      redis.call('HSET', J .. key, 'tok', '', 'at_r', text(at))
+      line_up(key, f[1], f[2])
+      tell(key, 'queued')
+    end
+  end
+end
+if #expired > 0 then wake() end
+return expired

@@ -1,0 +1,55 @@
+"""`saqkit.settings`: what `saq saqkit.settings` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from saqkit import broker
+from saqkit.app.handlers import Application, handlers
+from saqkit.app.location import database_url
+from saqkit.app.mail import build_providers
+from saqkit.app.store import Store
+from saqkit.errors import DescriptionError
+from saqkit.queue.building import build_queues
+from saqkit.spec.base import did_you_mean
+from saqkit.spec.topology import load
+
+
+def settings() -> dict[str, Any]:
+    """Settings of a SAQ worker for one queue, made anew at each call.
+
+    From the environment: `SAQKIT_TOPOLOGY` (a shipped name or a file; default school-events), `SAQKIT_QUEUE` (default:
+    where arriving users go first), `REDIS_URL` (default: the embedded broker, which is started if need be),
+    `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_SMTP_URL`.
+    """
+    topology = load(os.environ.get("SAQKIT_TOPOLOGY", "school-events"))
+    name = os.environ.get("SAQKIT_QUEUE", topology.entry_queue)
+    if name not in topology.queues:
+        raise DescriptionError(f'topology {topology.name} has no queue "{name}"', source="SAQKIT_QUEUE", value=name,
+                               hint=did_you_mean(name, topology.queues))  # fmt: skip
+    queues = build_queues(topology, broker.resolve())
+
+    async def startup(ctx: dict[str, Any]) -> None:
+        store = await Store.open(database_url())
+        application = Application(topology, store, queues, build_providers(topology, 0))
+        ctx["application"] = application
+        ctx["relay"] = asyncio.create_task(application.relay.run(), name="relay")
+
+    async def shutdown(ctx: dict[str, Any]) -> None:
+        if "application" in ctx:
+            ctx["relay"].cancel()
+            await asyncio.wait([ctx["relay"]])
+            await ctx["application"].close()
+        for other, queue in queues.items():
+            if other != name:
+                await queue.disconnect()
+
+    return {
+        "queue": queues[name],
+        "functions": handlers(topology, name),
+        "concurrency": topology.queues[name].concurrency,
+        "startup": startup,
+        "shutdown": shutdown,
+    }
