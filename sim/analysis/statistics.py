@@ -1,0 +1,55 @@
+"""Two intervals of replicated runs, and when enough have been run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+from scipy.stats import t as student
+
+LEVEL = 0.90
+HALF_WIDTH = 0.01
+LEAST, MOST = 5, 20
+
+
+def intervals(values: Sequence[float], residual: float = 0.0) -> dict[str, float]:
+    """Mean of replications with two 90 % intervals; NaN replications (a percentile of nobody) are left out.
+
+    `lo`, `hi`: one further run, mean ± t·s·√(1 + 1/n), the normal-theory prediction interval (Hahn & Meeker, 1991), to
+    whose variance the model's own relative `residual` adds. `mean_lo`, `mean_hi`: the mean of all runs, mean ± t·s/√n.
+    No measure is negative, so neither are the bounds.
+    """
+    sample = np.asarray([value for value in values if value == value], dtype=float)
+    if not len(sample):
+        return dict.fromkeys(("mean", "lo", "hi", "mean_lo", "mean_hi"), float("nan"))
+    mean, count = float(sample.mean()), len(sample)
+    spread = float(sample.std(ddof=1)) if count > 1 and np.ptp(sample) > 0 else 0.0
+    reach = float(student.ppf((1 + LEVEL) / 2, max(1, count - 1)))
+    model = reach if count < 2 else float(student.ppf((1 + LEVEL) / 2, 1000))
+    one = sqrt((reach * spread) ** 2 * (1 + 1 / count) + (model * residual * mean) ** 2)
+    of_mean = reach * spread / sqrt(count)
+    return {
+        "mean": mean,
+        "lo": max(0.0, mean - one),
+        "hi": mean + one,
+        "mean_lo": max(0.0, mean - of_mean),
+        "mean_hi": mean + of_mean,
+    }
+
+
+def enough(values: Sequence[float]) -> bool:
+    """Whether the relative 90 % half-width of the mean is below 1 %."""
+    if len(values) < LEAST:
+        return False
+    found = intervals(values)
+    return found["mean_hi"] - found["mean"] <= HALF_WIDTH * found["mean"]
+
+
+def chance_below(values: Sequence[float], bound: float, residual: float = 0.0) -> float:
+    """The probability that one further run stays at or below `bound`, by the same theory as `lo` and `hi`."""
+    sample = np.asarray(values, dtype=float)
+    mean, count = float(sample.mean()), len(sample)
+    spread = float(sample.std(ddof=1)) if count > 1 else 0.0
+    scale = sqrt(spread**2 * (1 + 1 / count) + (residual * mean) ** 2)
+    return float(mean <= bound) if not scale else float(student.cdf((bound - mean) / scale, max(1, count - 1)))

@@ -1,0 +1,321 @@
+"""The parts that jobs compete for, each under the name of the real one.
+
+A server that takes its callers in order of arrival needs no queue of its own: what arrives at t starts at max(t, when
+the server is free). Only the event loop, which also holds timers, keeps a list of what is ready.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+from typing import Any, Protocol, TypeVar
+
+from simpy import Environment
+from simpy.events import Event, Timeout
+
+from saqkit.spec.topology import RateLimit
+
+T = TypeVar("T")
+Call = Callable[[], None]
+Cost = float | Callable[[], float]
+FLUSH_EVERY_S = 0.1  # the ledger writer commits at least this often
+
+
+class Owner(Protocol):
+    """Whoever set a timer; a timer whose owner is over does not wake the loop."""
+
+    over: bool
+
+
+class Always:
+    """The owner of timers that are never withdrawn."""
+
+    over = False
+
+
+ALWAYS = Always()
+
+
+class Host:
+    """The cores that the worker processes of one host share.
+
+    A burst takes longer the more processes run when it begins: cores may share their speed, and more runnable
+    processes than cores share the cores. Bursts are short against the scheduler's slices, so that fixing the factor
+    at the beginning of each comes to processor sharing.
+    """
+
+    def __init__(self, cores: int, crowded: float, processes: int) -> None:
+        self.cores, self.running, self.core_s = cores, 0, 0.0
+        per_core = (crowded - 1) / (cores - 1) if cores > 1 else 0.0
+        self._stretch = [1.0] + [
+            (1 + per_core * (min(n, cores) - 1)) * max(1.0, n / cores) for n in range(1, 2 * processes + 2)
+        ]
+
+    def begin(self, cpu_s: float) -> float:
+        """A process begins a burst; returns how long it will take."""
+        self.running += 1
+        wall_s = cpu_s * self._stretch[self.running]
+        self.core_s += wall_s if self.running <= self.cores else wall_s * self.cores / self.running
+        return wall_s
+
+    def end(self) -> None:
+        """The burst is over."""
+        self.running -= 1
+
+
+class Loop:
+    """A worker process' event loop: one CPU server with timers, turn by turn as asyncio's.
+
+    A turn collects the timers that are due, then runs what is ready, in order. With nothing ready the loop sleeps until
+    its next timer, rounded up to whole `resolution_s` from the moment it falls asleep, plus `overshoot_s`; every timer
+    due by then fires at that wake. A reply from outside wakes it at once. What runs first after a sleep takes `cold_s`
+    longer: the kernel has to be asked, and the caches are cold.
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        host: Host,
+        resolution_s: float,
+        overshoot_s: float,
+        cold_s: float = 0.0,
+        servers: int = 1,
+    ) -> None:
+        self._env, self._host, self._servers = env, host, servers
+        self._resolution_s, self._overshoot_s, self._cold_s = resolution_s, overshoot_s, cold_s
+        self._ready: deque[tuple[Cost, Call]] = deque()
+        self._timers: list[tuple[float, int, Cost, Call, Owner]] = []
+        self._numbers = self._todo = self._running = self._sleep = self._withdrawn = 0
+        self._inside, self._asleep = False, True
+        self.alive = True
+        self.wakes = 0
+        self.busy_s = 0.0
+        self.burst_s = 0.0
+        """How long the burst took that ended last."""
+
+    def soon(self, cpu_s: Cost, call: Call) -> None:
+        """Spend `cpu_s` of CPU when it is its turn (a function is asked then), and `call`."""
+        self._ready.append((cpu_s, call))
+        if self._running < self._servers and not self._inside:
+            self._sleep += 1
+            self._turn()
+
+    def at(self, due_s: float, cpu_s: Cost, call: Call, owner: Owner = ALWAYS) -> None:
+        """The same once the time is `due_s`, unless `owner` is over by then."""
+        self._numbers += 1
+        heapq.heappush(self._timers, (due_s, self._numbers, cpu_s, call, owner))
+        if not self._running and not self._inside and self._timers[0][1] == self._numbers:
+            self._select()
+
+    def withdraw(self) -> None:
+        """Some owner is over: if most timers may be such, drop them (asyncio does the same with cancelled ones)."""
+        self._withdrawn += 1
+        if self._withdrawn > 100 and self._withdrawn > len(self._timers) / 2:
+            self._timers = [timer for timer in self._timers if not timer[4].over]
+            heapq.heapify(self._timers)
+            self._withdrawn = 0
+
+    def stop(self) -> None:
+        """The process is dead: nothing runs any more."""
+        self.alive = False
+        self._ready.clear()
+        self._timers.clear()
+
+    def _turn(self) -> None:
+        self._inside = True
+        env, ready = self._env, self._ready
+        while self._running < self._servers and self.alive:
+            if not self._todo:
+                now, timers = env.now, self._timers
+                while timers and timers[0][0] <= now:
+                    timer = heapq.heappop(timers)
+                    if not timer[4].over:
+                        ready.append((timer[2], timer[3]))
+                if not ready:
+                    break
+                self._todo = len(ready)
+            self._todo -= 1
+            cost, call = ready.popleft()
+            cpu_s = cost() if callable(cost) else cost
+            if self._asleep:
+                self._asleep = False
+                self.wakes += 1
+                cpu_s += self._cold_s
+            if cpu_s > 0:
+                self._running += 1
+                wall_s = self._host.begin(cpu_s)
+                self.busy_s += wall_s
+                Timeout(env, wall_s, (wall_s, call)).callbacks.append(self._ran)
+            else:
+                self.burst_s = 0.0
+                call()
+        self._inside = False
+        if not self._running:
+            self._select()
+
+    def _ran(self, event: Event) -> None:
+        self._host.end()
+        self._running -= 1
+        if self.alive:
+            self._inside = True
+            burst: tuple[float, Call] = event.value  # type: ignore[assignment]
+            self.burst_s, call = burst
+            call()
+            self._turn()
+
+    def _select(self) -> None:
+        timers = self._timers
+        self._asleep = not timers or timers[0][0] > self._env.now
+        while timers and timers[0][4].over:
+            heapq.heappop(timers)
+        if timers:
+            wait_s = max(0.0, timers[0][0] - self._env.now)
+            if wait_s > 0:
+                if self._resolution_s:
+                    wait_s = ceil(wait_s / self._resolution_s - 1e-6) * self._resolution_s
+                wait_s += self._overshoot_s
+            self._sleep += 1
+            Timeout(self._env, wait_s, self._sleep).callbacks.append(self._woken)
+
+    def _woken(self, event: Event) -> None:
+        if event.value == self._sleep and self.alive and not self._running:
+            self._turn()
+
+
+class Broker:
+    """The shared server that carries out one script after another; `down` are (from, to) in which it is away."""
+
+    def __init__(self, env: Environment, wire_s: float, cpu_s: float, job_cpu_s: float) -> None:
+        self._env, self._wire_s, self._cpu_s, self._job_cpu_s = env, wire_s, cpu_s, job_cpu_s
+        self._free_s = 0.0
+        self.busy_s = 0.0
+        self.down: list[tuple[float, float]] = []
+
+    def call(self, script: Callable[[], T], then: Callable[[T], None], jobs: int = 0, network_s: float = 0.0) -> None:
+        """Carry out `script` in its turn; its result reaches `then` with the reply. `jobs` it touches cost extra."""
+        trip_s = (self._wire_s + network_s) / 2
+        start_s = max(self._env.now + trip_s, self._free_s)
+        for from_s, to_s in self.down:
+            if from_s <= start_s < to_s:
+                start_s = to_s
+        self._free_s = start_s + self._cpu_s
+        self.touch(jobs)
+
+        def served(_: Event) -> None:
+            result = script()
+            _after(self._env, trip_s, lambda _: then(result))
+
+        _after(self._env, self._free_s - self._env.now, served)
+
+    def touch(self, jobs: int) -> None:
+        """Account for `jobs` that a script finds and moves while it runs."""
+        self._free_s += jobs * self._job_cpu_s
+        self.busy_s += jobs * self._job_cpu_s + self._cpu_s
+
+
+class Database:
+    """One writer at a time, in order of arrival; readers are never kept waiting."""
+
+    def __init__(self, env: Environment, slowness: float = 1.0) -> None:
+        self._env, self._slowness = env, slowness
+        self._free_s = 0.0
+        self.busy_s = 0.0
+
+    def write(self, took_s: float, then: Call) -> None:
+        """A writing transaction of `took_s`, then `then`."""
+        took_s *= self._slowness
+        self._free_s = max(self._env.now, self._free_s) + took_s
+        self.busy_s += took_s
+        _after(self._env, self._free_s - self._env.now, lambda _: then())
+
+    def read(self, took_s: float, then: Call) -> None:
+        """A reading transaction of `took_s`, then `then`."""
+        _after(self._env, took_s * self._slowness, lambda _: then())
+
+
+class LedgerWriter:
+    """Commits the results of one process' users in groups: at least every 100 ms, and when the end of a batch asks."""
+
+    def __init__(self, env: Environment, database: Database) -> None:
+        self._env, self._database = env, database
+        self._rows, self._busy, self._armed = 0, False, False
+        self._waiting: list[Call] = []
+        self._costs = (0.0, 0.0)
+        self.before: Call = lambda: None
+        self.after: Call = lambda: None
+
+    def record(self, flush_s: float, flush_user_s: float) -> None:
+        """One more result to be written, at the given costs of a flush and of each row."""
+        self._rows += 1
+        if not self._armed:
+            self._costs, self._armed = (flush_s, flush_user_s), True
+            _after(self._env, FLUSH_EVERY_S, self._due)
+
+    def flush(self, then: Call) -> None:
+        """Write what there is; `then` once it is durable."""
+        if not self._rows and not self._busy:
+            _after(self._env, 0.0, lambda _: then())
+            return
+        self._waiting.append(then)
+        if not self._busy:
+            self._commit()
+
+    def stop(self) -> None:
+        """The process is dead: what was not written is lost."""
+        self._rows, self._waiting = 0, []
+
+    def _due(self, _: Event) -> None:
+        self._armed = False
+        if self._rows and not self._busy:
+            self._commit()
+
+    def _commit(self) -> None:
+        rows, waiting, self._rows, self._waiting, self._busy = self._rows, self._waiting, 0, [], True
+        self.before()
+
+        def done() -> None:
+            self._busy = False
+            self.after()
+            for then in waiting:
+                then()
+            if self._waiting:
+                self._commit()
+
+        self._database.write(self._costs[0] + rows * self._costs[1], done)
+
+
+class Window:
+    """A sliding log of what was admitted: in any window of the period at most the limit."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self.limit = limit
+        self._log: deque[tuple[float, int]] = deque()  # (when it leaves the window, weight), in order of leaving
+        self._weight = 0
+        self.admitted = 0
+
+    def weight(self, users: int) -> int:
+        """What a job of `users` users weighs."""
+        return max(1, users) if self.limit.unit == "users" else 1
+
+    def admit(self, now_s: float, users: int) -> float:
+        """Admit a job of `users` users: 0, or if it must wait, the time from which on it may be asked again."""
+        log, limit, weight = self._log, self.limit, self.weight(users)
+        while log and log[0][0] <= now_s:
+            self._weight -= log.popleft()[1]
+        if self._weight and self._weight + weight > limit.limit:
+            left = self._weight
+            for leaves_s, weighs in log:
+                left -= weighs
+                if not left or left + weight <= limit.limit:
+                    return leaves_s
+        # Heavier than the limit: it blocks weight ÷ limit periods.
+        log.append((now_s + limit.period_s * max(1.0, weight / limit.limit), weight))
+        self._weight += weight
+        self.admitted += weight
+        return 0.0
+
+
+def _after(env: Environment, delay_s: float, call: Callable[[Event], Any]) -> None:
+    Timeout(env, delay_s).callbacks.append(call)

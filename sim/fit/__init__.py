@@ -1,0 +1,1 @@
+"""From measured runs to a profile: what a description cannot say about a host."""
