@@ -1,0 +1,172 @@
+"""`saqkit announce`: an event to everybody in an audience, and (on request) the wait until all are served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saqkit.cli import options
+from saqkit.cli.interrupting import run
+from saqkit.cli.output import Tell, bar, emit, number, table
+from saqkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from saqkit.app.audience import Audience
+    from saqkit.app.store import Store
+    from saqkit.queue.queue import Queue
+    from saqkit.spec.topology import Topology
+
+FAILURES = 100
+"""How many failures are listed one by one; all are counted by reason."""
+
+
+@click.command()
+@click.option("--title", required=True, help="Becomes the subject of the emails: one line.")
+@click.option("--audience", required=True, metavar="ROLES", help="E.g. students,parents; or all.")
+@click.option("--body", default="", help="The text (default: the title).")
+@click.option("--tenant", default="", help="Only people of this tenant.")
+@click.option("--key", help="Announce once: a key that the tenant used before returns the first event.")
+@click.option("--wait", is_flag=True, help="Wait until everybody is served, and say how it ended.")
+@options.topology
+@options.redis
+@options.as_json
+def announce(
+    title: str,
+    audience: str,
+    body: str,
+    tenant: str,
+    key: str | None,
+    wait: bool,
+    topology: str,
+    redis: str | None,
+    as_json: bool,
+) -> None:
+    """Announce an event to an audience.
+
+    It is saved and its first job is queued, in the same time for 100 users or for a million; `elapsed_ms` is what an
+    application waits that makes this call. While the broker is away the event is saved all the same, and the workers'
+    relay queues it later.
+    """
+    from saqkit.app.audience import Audience
+
+    if not title.strip():
+        raise UsageError("--title: is empty (it becomes the subject of the emails)")
+    described, people = options.topology_of(topology, ()), Audience.of(audience, tenant)
+    if wait and not _channels(described):
+        raise UsageError(f"--wait: topology {described.name} keeps no ledger that says who is served (leave it out)")
+    with bar("sending", as_json) as tell:
+        said = run(_announce(described, title, body, people, tenant, key or None, wait, redis, tell))
+    if as_json:
+        emit(said)
+        return
+    if said["new"]:
+        how = "; its first job is queued" if said["enqueued"] else "; its first job is queued once the broker is back"
+    else:
+        how = " (announced before with this key)"
+    click.echo(f"event {said['event']}: elapsed_ms {said['elapsed_ms']:.1f}{how}")
+    if wait:
+        counted = ", ".join(f"{name} {said[name]:,}" for name in ("rows", "sent", "failed", "pending"))
+        click.echo(f"{counted} after {number(said['waited_s'])} s")
+        if said["reasons"]:
+            click.echo(table(["users", "why not"], [[count, why[:90]] for why, count in said["reasons"].items()]))
+
+
+async def _announce(
+    topology: Topology,
+    title: str,
+    body: str,
+    audience: Audience,
+    tenant: str,
+    key: str | None,
+    wait: bool,
+    redis: str | None,
+    tell: Tell,
+) -> dict[str, Any]:
+    from saqkit import broker
+    from saqkit.app.announcing import Announcer
+    from saqkit.app.location import database_url
+    from saqkit.app.store import Store
+    from saqkit.queue.building import build_queues
+    from saqkit.queue.scripts_of_queue import AWAY
+
+    async with AsyncExitStack() as stack:
+        url = await asyncio.to_thread(broker.resolve, redis)
+        store = await stack.enter_async_context(await Store.open(database_url()))
+        queues = build_queues(topology, url)
+        for queue in queues.values():
+            stack.push_async_callback(queue.disconnect)
+        # An application that announces is connected already: what is measured is the call.
+        users = await store.count_users(audience)
+        with suppress(TimeoutError, *AWAY):
+            async with asyncio.timeout(1.0):
+                for queue in queues.values():
+                    await queue.redis.ping()  # type: ignore[misc]
+        start = time.monotonic()
+        announced = await Announcer(topology, store, queues).announce(
+            title=title, body=body, audience=audience, tenant=tenant, key=key
+        )
+        said = asdict(announced)
+        if wait:
+            await _nobody_serves(topology, queues)
+            said |= await _served(topology, store, queues, announced.event, users * len(_channels(topology)), tell)
+            said["waited_s"] = round(time.monotonic() - start, 3)
+        return said
+
+
+async def _nobody_serves(topology: Topology, queues: dict[str, Queue]) -> None:
+    """Say it when no worker is there: the wait is then for somebody to start one."""
+    with suppress(Exception):
+        idle = [name for name, queue in queues.items() if not (await queue.info())["workers"]]
+        if idle:
+            click.echo(f"no worker serves {', '.join(idle)} now: start `saqkit worker {topology.name}`", err=True)
+
+
+async def _served(
+    topology: Topology, store: Store, queues: dict[str, Queue], event: int, expected: int, tell: Tell
+) -> dict[str, Any]:
+    """Wait until all `expected` ledger rows have ended, or nothing is left that could serve the others."""
+    from saqkit.queue.scripts_of_queue import AWAY
+
+    idle = 0
+    while True:
+        found = await store.progress(event)
+        ended = found.sent + found.failed
+        tell(ended, max(expected, found.users))
+        if found.pending == 0 and ended >= expected:
+            break
+        try:
+            left = sum([await queue.count("incomplete") for queue in queues.values()])
+            idle = idle + 1 if left == 0 and not await store.undelivered(1) else 0
+        except AWAY:
+            idle = 0
+        if idle >= 3:  # a job is in no line for a moment while it hands over to the next
+            break
+        await asyncio.sleep(0.1)
+    failures = await store.failures(event, max(FAILURES, found.failed))
+    reasons = Counter(failure.error for failure in failures)
+    return {
+        "rows": found.sent + found.failed + found.pending,
+        "sent": found.sent,
+        "failed": found.failed,
+        "pending": found.pending,
+        "reasons": dict(reasons.most_common()),
+        "failures": [asdict(failure) for failure in failures[:FAILURES]],
+    }
+
+
+def _channels(topology: Topology) -> set[str]:
+    """The channels by which every user of an event is served, as the ledger names them."""
+    reached, found = [*topology.starts(topology.entry[0])], set[str]()
+    for name in reached:
+        job = topology.job_types[name]
+        reached += [target for _, target in job.edges() if target not in reached]
+        if job.per_user.database == "ledger":
+            provider = job.per_user.provider
+            found.add(topology.providers[provider].channel if provider else "none")
+    return found

@@ -1,0 +1,27 @@
+"""All commands, in the order in which `saqkit --help` lists them."""
+
+from __future__ import annotations
+
+import click
+
+import saqkit
+from saqkit.cli.announcing import announce
+from saqkit.cli.capacity import calibrate, compare, demo, measure, plan, predict, probe
+from saqkit.cli.describing import show, systems
+from saqkit.cli.operating import broker, dlq, health, stats, users
+from saqkit.cli.options import Commands
+from saqkit.cli.working import worker
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(saqkit.__version__, prog_name="saqkit")
+def commands() -> None:
+    """Describe a background-job system once: run it for real, predict it, compare the two.
+
+    TOPOLOGY is a shipped name (`saqkit systems` lists them) or the path of a TOML file.
+    """
+
+
+for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan,
+                 worker, broker, users, announce, stats, health, dlq):  # fmt: skip
+    commands.add_command(_command)

@@ -1,0 +1,54 @@
+"""The real command, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "saqkit.cli"]
+QUICK = ("--set", "providers.email.latency.mean_s=0.002", "--set", "queues.notifications.rate_limit=none")
+
+
+def saqkit(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}
+    )
+
+
+def answer(*arguments: str) -> Any:
+    """What a command prints with --json; it must succeed and print nothing else."""
+    done = saqkit(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a terminal starts it."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*COMMAND, *arguments], stdout=pipe, stderr=pipe, text=True, bufsize=1, process_group=0)
+
+
+def says(process: subprocess.Popen[str], word: str) -> str:
+    """The line of standard error that holds `word`, waited for."""
+    assert process.stderr is not None
+    seen = ""
+    while True:
+        assert select.select([process.stderr], [], [], 30)[0], f"it never said {word!r}, but: {seen}"
+        line = process.stderr.readline()
+        assert line, f"it ended without saying {word!r}, but said: {seen}"
+        seen += line
+        if word in line:
+            return line
+
+
+def wait_until(true: Callable[[], object], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
