@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import statistics
 import sys
 import threading
@@ -111,6 +110,7 @@ async def _child() -> AsyncIterator[asyncio.subprocess.Process]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        start_new_session=True,  # Ctrl-C is the parent's matter, also while this starts; the closed pipe ends it
     )
     try:
         yield process
@@ -139,7 +139,6 @@ async def _ask(child: asyncio.subprocess.Process, *command: Any) -> dict[str, An
 
 def _serve() -> None:
     """Runs in the child: a command per line of standard input, its answer on a line of standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter; the closed pipe ends this process
     commands: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]]
     commands = {"work": _work, "timers": _timers, "calls": _calls}
     for line in sys.stdin:

@@ -193,3 +193,17 @@ def test_no_file_tells_where_it_was_written_or_fetched() -> None:
         for match in pattern.finditer(content.decode(errors="replace"))
     ]
     assert found == []
+
+
+def test_public_names_stay_what_they_are_when_every_module_is_imported() -> None:
+    modules = sorted(name for name in MODULES if not name.endswith("__main__"))
+    code = f"""
+import importlib, saqkit, sim
+for module in {modules!r}:
+    importlib.import_module(module)
+for package in (saqkit, sim):
+    print(*(f"{{package.__name__}}.{{name}}" for name in package.__all__ if not callable(getattr(package, name))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [], "a module has taken the place of a function or class"

@@ -128,7 +128,8 @@ async def test_people_are_unique_by_tenant_and_email(store: Store) -> None:
     assert await store.count_users() == 3
     assert await store.count_users(Audience(roles=("teacher",))) == 2
     event = await announce(store)
-    assert (await store.begin_batch(event, [1], "email"))[0] == Recipient(1, "ada@school.example", "Ada Lovelace")
+    batch = await store.begin_batch(event, [1], "email")
+    assert batch.pending == [Recipient(1, "ada@school.example", "Ada Lovelace")]
 
 
 async def test_numbered_users_are_quick_and_only_the_missing_ones_are_added(store: Store) -> None:
@@ -277,30 +278,31 @@ async def test_a_batch_returns_those_who_are_still_pending(store: Store) -> None
     await store.add_numbered_users(10)
     event = await announce(store)
     batch = [4, 2, 3, 2, 9]
-    recipients = await store.begin_batch(event, batch, "email")
+    recipients = (await store.begin_batch(event, batch, "email")).pending
     assert [r.user for r in recipients] == [2, 3, 4, 9]
     assert recipients[0] == Recipient(2, "user2@users.example", "User 2")
     await store.record_results([refused(event, 9), sent(event, 2)])
-    assert [r.user for r in await store.begin_batch(event, batch, "email")] == [3, 4]
-    assert [r.user for r in await store.begin_batch(event, batch, "sms")] == [2, 3, 4, 9]
+    assert [r.user for r in (await store.begin_batch(event, batch, "email")).pending] == [3, 4]
+    assert [r.user for r in (await store.begin_batch(event, batch, "sms")).pending] == [2, 3, 4, 9]
     assert await store.progress(event) == Progress(8, 6, 1, 1, 25.0, fan_out_finished=False)
-    assert await store.begin_batch(event, [], "email") == []
+    assert await store.begin_batch(event, [], "email") == ([], 0)
 
 
 async def test_a_batch_may_be_larger_than_a_statement_has_parameters(store: Store) -> None:
     await store.add_numbered_users(40_000)
     event = await announce(store)
-    assert len(await store.begin_batch(event, range(1, 40_001), "email")) == 40_000
+    assert len((await store.begin_batch(event, range(1, 40_001), "email")).pending) == 40_000
 
 
 async def test_who_is_deleted_between_page_and_batch_is_left_out_and_accounted_for(store: Store) -> None:
     await store.add_numbered_users(5)
     event = await announce(store)
     await store.remove_users([2])
-    assert [r.user for r in await store.begin_batch(event, [1, 2, 3], "email")] == [1, 3]
+    batch = await store.begin_batch(event, [1, 2, 3], "email")
+    assert ([r.user for r in batch.pending], batch.gone) == ([1, 3], 1)
     await store.remove_users([3])  # after the row was made
     await store.record_results([sent(event, 1)])
-    assert await store.begin_batch(event, [1, 2, 3], "email") == []
+    assert await store.begin_batch(event, [1, 2, 3], "email") == ([], 1)
     assert [(f.user, f.email, f.error) for f in await store.failures(event)] == [(2, "", GONE), (3, "", GONE)]
     assert (await store.progress(event)).percent == 100.0
 
@@ -328,7 +330,7 @@ async def test_a_dead_job_is_abandoned_and_replayed(store: Store) -> None:
     assert [(f.user, f.error) for f in failures] == [(n, "worker lost three times") for n in (2, 3, 4, 5)]
     assert await store.failures(event, limit=1) == failures[:1]
     assert await store.reopen(event, [1, 2, 3, 5], "email") == 3
-    assert [r.user for r in await store.begin_batch(event, [1, 2, 3, 4, 5], "email")] == [2, 3, 5]
+    assert [r.user for r in (await store.begin_batch(event, [1, 2, 3, 4, 5], "email")).pending] == [2, 3, 5]
 
 
 async def test_a_servers_odd_words_are_stored(store: Store) -> None:
@@ -357,7 +359,7 @@ async def test_any_order_of_steps_keeps_the_rules_of_the_ledger(
     for step, users in steps:
         match step:
             case "begin":
-                found = await store.begin_batch(event, sorted(users), "email")
+                found = (await store.begin_batch(event, sorted(users), "email")).pending
                 status = dict.fromkeys(users, "pending") | status
                 assert [r.user for r in found] == [user for user in sorted(users) if status[user] == "pending"]
             case "sent":
@@ -397,7 +399,7 @@ async def test_tasks_of_one_process_share_the_pool(store: Store) -> None:
 
     async def batch(first: int) -> None:
         users = range(first, first + 100)
-        recipients = await store.begin_batch(event, users, "email")
+        recipients = (await store.begin_batch(event, users, "email")).pending
         await store.record_results([sent(event, r.user) for r in recipients])
 
     # Every batch twice, at the same time: rows once.
@@ -414,7 +416,7 @@ async def test_a_cancelled_transaction_leaves_nothing_and_blocks_nobody(store: S
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert len(await asyncio.wait_for(store.begin_batch(event, range(1, 101), "email"), 20)) == 100
+    assert len((await asyncio.wait_for(store.begin_batch(event, range(1, 101), "email"), 20)).pending) == 100
 
 
 async def test_a_lock_held_by_somebody_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,7 +448,7 @@ WRITER = textwrap.dedent("""
                 nonlocal done
                 while time.time() < ends and done < 1_000:
                     first, done = mine * 20_000 + done * 20, done + 1
-                    recipients = await store.begin_batch(event, range(first + 1, first + 21), "email")
+                    recipients = (await store.begin_batch(event, range(first + 1, first + 21), "email")).pending
                     assert len(recipients) == 20
                     for r in recipients:
                         ledger.add(SendResult(event, r.user, "email", "sent", f"<{r.user}>", sent_at=time.time()))

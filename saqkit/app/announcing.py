@@ -1,4 +1,4 @@
-"""Announcing an event: saved and returned at once; what it starts is enqueued now, or by the relay once the broker is back."""
+"""Announcing an event: it is saved; its jobs are enqueued at once, or by the relay when the broker is back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from redis.exceptions import RedisError
 from saq.job import Job
 
 from saqkit.app.audience import Audience
@@ -17,7 +18,7 @@ from saqkit.errors import DescriptionError
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.base import did_you_mean
-from saqkit.spec.topology import Entry, Topology
+from saqkit.spec.topology import Entry, Priority, Topology
 
 logger = logging.getLogger("saqkit")
 
@@ -29,7 +30,7 @@ _DIRECT = "job:"
 
 @dataclass(frozen=True)
 class Announced:
-    """An announced event: `elapsed_ms` is what the caller waited, `enqueued` whether its first job is queued already."""
+    """An announced event: `elapsed_ms` is what the caller waited, `enqueued` whether its jobs are queued already."""
 
     event: int
     new: bool
@@ -38,8 +39,9 @@ class Announced:
 
 
 def topic_of(entry: Entry) -> str:
-    """How an entry is written in an event's row."""
-    return entry.topic if entry.topic is not None else f"{_DIRECT}{entry.job_type}"
+    """How an entry is written in an event's row: `TOPIC` or `job:JOB_TYPE`, with `@PRIORITY` where it has its own."""
+    target = entry.topic if entry.topic is not None else f"{_DIRECT}{entry.job_type}"
+    return f"{target}@{entry.priority.name.lower()}" if entry.priority is not None else target
 
 
 class Announcer:
@@ -76,8 +78,9 @@ class Announcer:
                 async with asyncio.timeout(patience_s):
                     await self.deliver(saved.event_id)
                 enqueued = True
-            except (TimeoutError, *AWAY) as error:
-                logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, error or "timeout")
+            except (TimeoutError, RedisError, *AWAY) as error:
+                reason = str(error) or f"no answer within {patience_s:g} s"
+                logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, reason)
         return Announced(saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)
 
     async def deliver(self, event_id: int) -> None:
@@ -90,16 +93,15 @@ class Announcer:
         await self.store.mark_delivered([event_id])
 
     def _entry(self, event: EventRow) -> Entry:
-        if event.topic.startswith(_DIRECT):
-            return Entry(job_type=event.topic.removeprefix(_DIRECT), tenant=event.tenant)
-        if event.topic not in self.topology.topics:
-            raise DescriptionError(f'event {event.id} is on topic "{event.topic}", which topology {self.topology.name} '
-                                   "does not have", value=event.topic,
-                                   hint=did_you_mean(event.topic, self.topology.topics))  # fmt: skip
-        for entry in self.topology.entry:
-            if entry.topic == event.topic and entry.tenant in ("", event.tenant):
-                return entry
-        return Entry(topic=event.topic, tenant=event.tenant)
+        target, _, priority = event.topic.partition("@")
+        direct = target.startswith(_DIRECT)
+        name, kind = target.removeprefix(_DIRECT), "job type" if direct else "topic"
+        known = self.topology.job_types if direct else self.topology.topics
+        if name not in known:
+            raise DescriptionError(f'event {event.id} is for {kind} "{name}", which topology {self.topology.name} does '
+                                   "not have", value=name, hint=did_you_mean(name, known))  # fmt: skip
+        level = Priority[priority.upper()] if priority else None
+        return Entry(job_type=name, priority=level) if direct else Entry(topic=name, priority=level)
 
     async def _start(self, event: EventRow, entry: Entry, job_type: str) -> None:
         spec = self.topology.job_types[job_type]
@@ -135,7 +137,7 @@ def new_job(
         function=job_type,
         key=key,
         kwargs={"event": event.id} if users is None else {"event": event.id, "users": users},
-        timeout=max(1, round(spec.timeout_s)),
+        timeout=spec.timeout_s,  # type: ignore[arg-type]  # SAQ says int, and compares it as the number it is
         retries=spec.retry.max_attempts,
         ttl=round(topology.queues[spec.queue].done_retention_s) or -1,
         priority=int(priority or spec.priority),
@@ -162,13 +164,21 @@ class Relay:
             try:
                 if await self._leads():
                     for event_id in await self._announcer.store.undelivered():
-                        await self._announcer.deliver(event_id)
+                        await self._deliver(event_id)
                 pause_s = self.EVERY_S
             except AWAY:
                 pause_s = min(2.0, pause_s * 2)
             except Exception:
-                logger.exception("the relay could not deliver")
+                logger.exception("the relay cannot look for events")
                 pause_s = min(10.0, pause_s * 2)
+
+    async def _deliver(self, event_id: int) -> None:
+        try:
+            await self._announcer.deliver(event_id)
+        except AWAY:
+            raise
+        except Exception:  # the events behind it are not to wait for this one
+            logger.exception("the relay cannot deliver event %d", event_id)
 
     async def _leads(self) -> bool:
         redis, key = self._queue.redis, self._queue.namespace("relay")

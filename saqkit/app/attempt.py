@@ -51,11 +51,11 @@ class Attempt:
             took = time.perf_counter() - start
             self.database_s += took
             if self.sample_every:
-                self.steps.append((0, "database", 0.0, took))
+                self.step(0, "database", took)
 
     def step(self, user: int, kind: str, took_s: float) -> None:
-        """Record a step of a sampled user."""
-        self.steps.append((user, kind, 0.0, took_s))
+        """Record a step of a sampled user (0: of the whole job)."""
+        self.steps.append((user, kind, 0.0, round(took_s, 7)))
 
 
 class Stopwatch(Generic[T]):
@@ -63,28 +63,19 @@ class Stopwatch(Generic[T]):
 
     def __init__(self, attempt: Attempt, work: Awaitable[T]) -> None:
         self._attempt, self._work = attempt, work
-        self._spent_s = 0.0
-        self._since = 0.0
-
-    def cpu_s(self) -> float:
-        """CPU seconds of this work so far, to be called by the work itself."""
-        return self._spent_s + time.thread_time() - self._since
 
     def __await__(self) -> Generator[Any, Any, T]:
         steps = self._work.__await__()
         resume, value = steps.send, None
-        try:
-            while True:
-                self._since = time.thread_time()
-                try:
-                    waits_for = resume(value)
-                except StopIteration as end:
-                    return end.value  # type: ignore[no-any-return]
-                finally:
-                    self._spent_s += time.thread_time() - self._since
-                try:
-                    resume, value = steps.send, (yield waits_for)
-                except BaseException as error:
-                    resume, value = steps.throw, error  # type: ignore[assignment]
-        finally:
-            self._attempt.cpu_s += self._spent_s
+        while True:
+            since = time.thread_time()
+            try:
+                waits_for = resume(value)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            finally:
+                self._attempt.cpu_s += time.thread_time() - since
+            try:
+                resume, value = steps.send, (yield waits_for)
+            except BaseException as error:
+                resume, value = steps.throw, error

@@ -13,17 +13,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from saq.job import Job
+from saq.job import Job, Status
 
 from saqkit.app.announcing import Announcer, Relay, new_job
 from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.ledger import Ledger
-from saqkit.app.mail import Email, Provider, Simulated, message_id
-from saqkit.app.store import EventRow, Recipient, SendResult, Store
+from saqkit.app.mail import Provider, Simulated
+from saqkit.app.serving import Serving, channel_of
+from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
-from saqkit.errors import PermanentFailure, SaqkitError, TemporaryFailure
+from saqkit.errors import SaqkitError, TemporaryFailure
 from saqkit.queue.queue import Queue
 from saqkit.spec.topology import JobType, Topology
 
@@ -53,6 +54,7 @@ class Application:
         self.relay = Relay(self.announcer)
         self.ledger = Ledger(store)
         self._sample_every, self._steps_file = sample_every, steps_file
+        self._steps: TextIO | None = None
         self._events: dict[int, EventRow] = {}
 
     def functions(self) -> list[tuple[str, Handler]]:
@@ -74,6 +76,8 @@ class Application:
             await self.ledger.close()
         for provider in self.providers.values():
             await provider.close()
+        if self._steps is not None:
+            self._steps.close()
         await self.store.close()
 
     async def handle(self, name: str, job: Job, event: int, users: list[int] | None) -> dict[str, Any]:
@@ -144,126 +148,53 @@ class Application:
         """Whether an entry raised or lowered this job: then its batches follow."""
         return job.priority != int(spec.priority)
 
-    # --- serve a batch -------------------------------------------------------------------------------------------------
+    # --- serve a batch -----------------------------------------------------------------------------------------------
 
     async def _serve(
         self, spec: JobType, job: Job, event: EventRow, users: list[int], attempt: Attempt
     ) -> dict[str, Any]:
         """Serve those of `users` who are not served yet. One failing user never stops the others."""
         burn(spec.cpu_us)
-        provider = self.providers[spec.per_user.provider] if spec.per_user.provider else None
-        channel = self.topology.providers[spec.per_user.provider].channel if spec.per_user.provider else "none"
         if spec.per_user.database == "ledger":
             with attempt.database():
-                recipients = await self.store.begin_batch(event.id, users, channel)
-            attempt.facts["users"] = len(recipients)
+                pending, gone = await self.store.begin_batch(event.id, users, channel_of(self.topology, spec))
         else:
-            done = set(job.meta.get("served", ()))
-            recipients = [Recipient(user, f"user{user}@users.example", "") for user in users if user not in done]
-            attempt.facts["users"] = len(recipients)
-        logger.debug("processing batch %s (%d users)", job.key, len(recipients))
-
-        number, undelivered, served = job.attempts, [], []
-        remaining = iter(recipients)
-
-        async def serve_some(watch: Callable[[], float]) -> None:
-            for recipient in remaining:
-                result = await self._serve_user(spec, event, recipient, number, provider, attempt, watch)
-                if isinstance(result, TemporaryFailure):
-                    undelivered.append((recipient.user, str(result)))
-                    continue
-                status: Any = "failed" if isinstance(result, PermanentFailure) else "sent"
-                attempt.served(done=status == "sent", failed=status == "failed")
-                served.append(recipient.user)
-                if spec.per_user.database == "ledger":
-                    sender = provider.sender if provider else "no-reply@saqkit.example"
-                    self.ledger.add(
-                        SendResult(
-                            event.id,
-                            recipient.user,
-                            channel,
-                            status,
-                            message_id(event.id, recipient.user, channel, sender=sender),
-                            str(result or ""),
-                            time.time(),
-                        )  # fmt: skip
-                    )
-
-        await self._at_once(min(spec.send_concurrency, len(recipients)), serve_some, attempt)
-        if spec.per_user.database == "ledger":
-            with attempt.database():
-                await self.ledger.flush()
-        else:
-            job.meta["served"] = [*job.meta.get("served", ()), *served] if undelivered else []
-        if undelivered:
-            reason = f"{len(undelivered)} of {len(recipients)} users failed for now; the first: {undelivered[0][1]}"
-            if number >= spec.retry.max_attempts:
-                attempt.served(failed=len(undelivered))
-                if spec.per_user.database == "ledger":
-                    await self.store.abandon(event.id, [user for user, _ in undelivered], channel, undelivered[0][1])
-            raise TemporaryFailure(reason)
+            before = set(job.meta.get("served", ()))
+            pending, gone = [Recipient(u, f"user{u}@users.example", "") for u in users if u not in before], 0
+        attempt.facts["users"] = len(pending) + gone
+        attempt.served(failed=gone)
+        logger.debug("processing batch %s (%d users)", job.key, len(pending))
+        serving = Serving(
+            spec,
+            event,
+            job.attempts,
+            channel_of(self.topology, spec),
+            self.providers[spec.per_user.provider] if spec.per_user.provider else None,
+            self.ledger if spec.per_user.database == "ledger" else None,
+            attempt,
+        )
+        try:
+            await serving.serve(pending)
+        finally:  # also when the attempt is cancelled: the next one, perhaps at once, must know whom to leave out
+            if spec.per_user.database == "ledger":
+                with attempt.database():
+                    await self.ledger.flush()
+            elif len(serving.served) < len(pending):
+                job.meta["served"] = [*job.meta.get("served", ()), *serving.served]
+        if serving.put_off:
+            count, reason = len(serving.put_off), serving.put_off[0]
+            raise TemporaryFailure(f"{count} of {len(pending)} users failed for now; the first: {reason}")
         await self._follow_up(spec, job, event, users)
-        logger.info("job %s: %d of %d users served", job.key, attempt.facts["users_done"], len(recipients))
+        logger.info("job %s: %d of %d users served", job.key, attempt.facts["users_done"], len(pending))
         return {"done": attempt.facts["users_done"], "failed": attempt.facts["users_failed"]}
 
-    async def _at_once(
-        self, lanes: int, serve_some: Callable[[Callable[[], float]], Awaitable[None]], attempt: Attempt
-    ) -> None:
-        """Run `lanes` lanes through the same users; a single lane runs in the job's own task."""
-        if lanes <= 1:
-            await serve_some(time.thread_time)
+    async def bury(self, job: Job) -> None:
+        """A job has died: those of its users whom it left unserved have failed, and the ledger says why."""
+        spec, kwargs = self.topology.job_types.get(job.function), job.kwargs or {}
+        if spec is None or not kwargs.get("users") or spec.per_user.database == "none":
             return
-
-        async def lane() -> None:
-            watch: Stopwatch[None] = Stopwatch(attempt, _later(lambda: serve_some(watch.cpu_s)))
-            await watch
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(lanes):
-                group.create_task(lane())
-
-    async def _serve_user(
-        self,
-        spec: JobType,
-        event: EventRow,
-        recipient: Recipient,
-        number: int,
-        provider: Provider | None,
-        attempt: Attempt,
-        cpu_s: Callable[[], float],
-    ) -> TemporaryFailure | PermanentFailure | None:
-        sampled = attempt.samples(recipient.user)
-        began = cpu_s()
-        burn(spec.per_user.cpu_us)
-        if provider is None:
-            if sampled:
-                attempt.step(recipient.user, "cpu", cpu_s() - began)
-            return None
-        email = Email(
-            event=event.id,
-            user=recipient.user,
-            attempt=number,
-            to=recipient.email,
-            name=recipient.name,
-            subject=event.title,
-            text=f"{event.body or event.title}\n",
-            html=None,
-            message_id=message_id(event.id, recipient.user, sender=provider.sender),
-            sender=provider.sender,
-        )
-        if sampled:
-            attempt.step(recipient.user, "cpu", cpu_s() - began)
-        start = time.perf_counter()
-        try:
-            await provider.send(email)
-        except (TemporaryFailure, PermanentFailure) as failure:
-            return failure
-        finally:
-            took = time.perf_counter() - start
-            attempt.provider_s += took
-            if sampled:
-                attempt.step(recipient.user, "provider", took)
-        return None
+        reason = (job.error or "the job died").strip().rsplit("\n", 1)[-1]
+        await self.store.abandon(int(kwargs["event"]), kwargs["users"], channel_of(self.topology, spec), reason)
 
     async def _follow_up(self, spec: JobType, job: Job, event: EventRow, users: list[int]) -> None:
         for edge in spec.follow_up:
@@ -273,9 +204,10 @@ class Application:
     def _write_steps(self, job: Job, attempt: Attempt) -> None:
         if self._steps_file is None or not attempt.steps:
             return
-        lines = [json.dumps([job.key, job.attempts, *step]) for step in attempt.steps]
-        with self._steps_file.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        if self._steps is None:
+            self._steps = self._steps_file.open("a", encoding="utf-8")
+        self._steps.write(json.dumps([job.key, job.attempts, attempt.steps]) + "\n")
+        self._steps.flush()
 
 
 def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Handler]]:
@@ -292,11 +224,7 @@ def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Ha
     return [(name, handler(name)) for name, spec in topology.job_types.items() if queue in (None, spec.queue)]
 
 
-class _later:
-    """Something awaitable that begins only when it is awaited."""
-
-    def __init__(self, begin: Callable[[], Awaitable[None]]) -> None:
-        self._begin = begin
-
-    def __await__(self) -> Any:
-        return self._begin().__await__()
+async def after_process(ctx: dict[str, Any]) -> None:
+    """What a worker, SAQ's or ours, calls when an attempt has ended."""
+    if "job" in ctx and ctx["job"].status == Status.FAILED:
+        await ctx["application"].bury(ctx["job"])

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import platformdirs
 
+from saqkit.errors import StoreError
+
 
 def database_url(url: str | None = None) -> str:
-    """`url`, else `SAQKIT_DATABASE_URL`, else a SQLite file in the state folder (`SAQKIT_STATE` moves it)."""
+    """`url`, else `SAQKIT_DATABASE_URL`, else a SQLite file in the state folder (`SAQKIT_STATE` moves it).
+
+    The state folder is made if need be; `StoreError` if it cannot be.
+    """
     if chosen := url or os.environ.get("SAQKIT_DATABASE_URL"):
         return chosen
     folder = Path(os.environ.get("SAQKIT_STATE") or platformdirs.user_state_dir("saqkit", appauthor=False))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        advice = "set SAQKIT_STATE to a folder of your own, or SAQKIT_DATABASE_URL"
+        raise StoreError(f"{folder}: no folder can be made there, {error.strerror} ({advice})") from error
     return f"sqlite:///{folder / 'saqkit.db'}"

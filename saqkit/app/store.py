@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from sqlalchemy import ColumnElement, Select, TextClause, func, select, text
 
@@ -63,6 +63,13 @@ class Recipient:
     user: int
     email: str
     name: str
+
+
+class Batch(NamedTuple):
+    """Whom a batch has still to serve, and how many of its users were found to be gone just now."""
+
+    pending: list[Recipient]
+    gone: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +140,9 @@ class Store:
             "UPDATE notifications SET status = 'pending', error = '', sent_at = NULL WHERE event_id = :event"
             f" AND channel = :channel AND status = 'failed' AND {among}"
         )
-
         self._ended = text(
-            "SELECT sum(CASE WHEN sent_at < :after THEN 1 ELSE 0 END),"
-            " sum(CASE WHEN sent_at BETWEEN :after AND :until AND status = 'sent' THEN 1 ELSE 0 END),"
-            " sum(CASE WHEN sent_at BETWEEN :after AND :until AND status = 'failed' THEN 1 ELSE 0 END)"
-            f" FROM notifications WHERE event_id = :event AND user_id IN ({ids})"
+            "SELECT status, sent_at FROM notifications WHERE event_id = :event AND channel = :channel"
+            f" AND status <> 'pending' AND {among}"
         )
 
     @classmethod
@@ -303,10 +307,10 @@ class Store:
 
     # -- ledger
 
-    async def begin_batch(self, event_id: int, users: Sequence[int], channel: str) -> list[Recipient]:
-        """Make sure that `users` have a ledger row, and return those who are still pending, in order of id.
+    async def begin_batch(self, event_id: int, users: Sequence[int], channel: str) -> Batch:
+        """Make sure that `users` have a ledger row, and find those who are still pending, in order of id.
 
-        Whoever was deleted or deactivated since the fan-out is left out; the ledger says so.
+        Whoever was deleted or deactivated since the fan-out is `gone`: failed from now on, as the ledger says.
         """
         values = self._among(event_id, users, channel)
         async with self._database.writing() as connection:
@@ -315,7 +319,7 @@ class Store:
             if gone := [row[0] for row in rows if row[1] is None]:
                 values = self._among(event_id, gone, channel)
                 await connection.execute(self._insert_failed, {**values, "error": GONE, "at": None})
-        return [Recipient(*row) for row in rows if row[1] is not None]
+        return Batch([Recipient(*row) for row in rows if row[1] is not None], len(gone))
 
     async def record_results(self, results: Sequence[SendResult]) -> None:
         """Write how sends ended. What is sent stays sent, and a failure never overwrites anything but pending."""
@@ -371,14 +375,11 @@ class Store:
             fan_out_finished=pages > 0 and finished == pages,
         )
 
-    async def ended_between(
-        self, event_id: int, users: Sequence[int], after: float, until: float
-    ) -> tuple[int, int, int]:
-        """How many of `users` had ended before the time `after`, and how many were sent, and failed, from then to `until`."""
-        values = {**self._among(event_id, users, ""), "after": after, "until": until}
+    async def ended(self, event_id: int, users: Sequence[int], channel: str) -> list[tuple[str, float | None]]:
+        """(status, when) of those of `users` whose send has ended, in no order."""
         async with self._database.reading() as connection:
-            before, sent, failed = (await connection.execute(self._ended, values)).one()
-        return int(before or 0), int(sent or 0), int(failed or 0)
+            rows = await connection.execute(self._ended, self._among(event_id, users, channel))
+            return [(status, at) for status, at in rows]
 
     async def failures(self, event_id: int, limit: int = 100) -> list[Failure]:
         """Who was not served, and why, in order of user id."""

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from saqkit import broker
-from saqkit.app.handlers import Application, handlers
+from saqkit.app.handlers import Application, after_process, handlers
 from saqkit.app.location import database_url
 from saqkit.app.mail import build_providers
 from saqkit.app.store import Store
@@ -52,4 +52,5 @@ def settings() -> dict[str, Any]:
         "concurrency": topology.queues[name].concurrency,
         "startup": startup,
         "shutdown": shutdown,
+        "after_process": after_process,
     }

@@ -17,6 +17,7 @@ from saqkit.worker.process import Configuration
 
 logger = logging.getLogger("saqkit")
 
+_PATHS = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
 RESTART_PAUSE_S = 0.5
 LONGEST_RESTART_PAUSE_S = 30.0
 
@@ -39,21 +40,22 @@ class Launcher:
 
     async def start(self) -> None:
         """Start every process and the supervision."""
-        for number, config in enumerate(self.configurations):
-            (self.folder / f"{config.name}.json").write_text(config.to_json(), encoding="utf-8")
-            (self.folder / f"{config.name}.json").chmod(0o600)  # it holds addresses with passwords
+        for number in range(len(self.configurations)):
             self.processes.append(self._spawn(number))
         self._supervisor = asyncio.create_task(self._supervise(), name="saqkit-supervisor")
 
     def _spawn(self, number: int) -> subprocess.Popen[bytes]:
         config = self.configurations[number]
         self._started[number] = time.monotonic()
+        told = self.folder / f"{config.name}.json"
+        told.touch(mode=0o600)  # it holds addresses with passwords; the process removes it once it has read it
+        told.write_text(config.to_json(), encoding="utf-8")
         with (self.folder / f"{config.name}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "saqkit.worker.process", str(self.folder / f"{config.name}.json")],
+                [sys.executable, "-m", "saqkit.worker.process", str(told)],
                 stdin=subprocess.PIPE,
                 stderr=log if self._own_folder is None else None,
-                env={**os.environ, "SAQKIT_GUARDED": "1"},
+                env={**os.environ, "SAQKIT_GUARDED": "1", "PYTHONPATH": os.pathsep.join(filter(None, _PATHS))},
                 start_new_session=True,  # Ctrl-C is the launcher's to handle
             )
 
@@ -65,6 +67,7 @@ class Launcher:
                 if number in waits:
                     if time.monotonic() >= waits[number]:
                         del waits[number]
+                        _close(process)
                         self.processes[number] = self._spawn(number)
                 elif process.poll() is not None:
                     lived_s = time.monotonic() - self._started[number]
@@ -104,28 +107,35 @@ class Launcher:
         return lines[-1] if lines else "it said nothing"
 
     def kill(self, number: int) -> None:
-        """SIGKILL a worker; the supervision starts it again."""
+        """SIGKILL a worker; the supervision starts it again, without the back-off of one that dies by itself."""
+        self._pauses[number] = RESTART_PAUSE_S
         self.processes[number].kill()
 
     async def stop(self, timeout_s: float = 35.0) -> list[int]:
         """SIGTERM to all, wait for them (then SIGKILL); returns their exit codes."""
         self._stopping = True
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
-        for process in self.processes:
-            if process.poll() is None:
-                process.terminate()
-        deadline = time.monotonic() + timeout_s
-        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        for process in self.processes:
-            if process.poll() is None:
-                logger.warning("process %d does not stop and is killed", process.pid)
-                process.kill()
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-        if self._own_folder is not None:
-            self._own_folder.cleanup()
+        try:
+            if self._supervisor is not None:
+                self._supervisor.cancel()
+                await asyncio.wait([self._supervisor])
+            for process in self.processes:
+                if process.poll() is None:
+                    process.terminate()
+            deadline = time.monotonic() + timeout_s
+            while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+        finally:  # also when this call is cancelled: none is left behind
+            for process in self.processes:
+                if process.poll() is None:
+                    logger.warning("process %d does not stop and is killed", process.pid)
+                    process.kill()
+                process.wait()
+                _close(process)
+            if self._own_folder is not None:
+                self._own_folder.cleanup()
         return [process.returncode for process in self.processes]
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()

@@ -1,5 +1,7 @@
 """One worker process: `python -m saqkit.worker.process FILE`, FILE being the JSON of a `Configuration`.
 
+It removes the file once it has read it, because addresses in it may have passwords.
+
 It stops on SIGTERM, on SIGINT, and when its standard input ends, which is how it learns that its launcher has died.
 """
 
@@ -23,7 +25,13 @@ logger = logging.getLogger("saqkit")
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a worker process is told. `folder`: where it reports (`NAME.ready`, `NAME.done`, steps); empty: nowhere."""
+    """What a worker process is told.
+
+    `slots`: by queue; only these queues are served. `folder`: where it reports (`NAME.PID.ready`, `NAME.PID.done`, and
+    `NAME.PID.steps` of every `sample_every`-th user); empty: nowhere. `cores`: the only cores it may use (Linux).
+    `environ` is laid over the environment's settings of mail. `relay`: whether it may deliver what was announced while
+    the broker was away.
+    """
 
     topology: dict[str, Any]
     broker: str
@@ -37,6 +45,8 @@ class Configuration:
     grace_s: float = 30.0
     statistics_s: float = 30.0
     log_level: str = "WARNING"
+    cores: tuple[int, ...] = ()
+    relay: bool = True
     environ: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -46,12 +56,14 @@ class Configuration:
 
 async def serve(config: Configuration) -> None:
     """Serve the configured queues until told to stop."""
-    from saqkit.app.handlers import Application
+    from saqkit.app.handlers import Application, after_process
     from saqkit.app.mail import build_providers
     from saqkit.app.store import Store
     from saqkit.queue.building import build_queues
     from saqkit.worker.worker import Worker
 
+    if config.cores:
+        os.sched_setaffinity(0, config.cores)
     topology = Topology.parse(config.topology)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -69,11 +81,10 @@ async def serve(config: Configuration) -> None:
     )
     served = {name: queues[name] for name in config.slots}
     worker = Worker(served, dict(application.functions()), config.slots, context={"application": application},
-                    name=config.name, grace_s=config.grace_s)  # fmt: skip
-    tasks = [
-        asyncio.create_task(application.relay.run(), name="relay"),
-        asyncio.create_task(_statistics(config, served), name="statistics"),
-    ]
+                    after_process=after_process, name=config.name, grace_s=config.grace_s)  # fmt: skip
+    tasks = [asyncio.create_task(_statistics(config, served), name="statistics")]
+    if config.relay:
+        tasks.append(asyncio.create_task(application.relay.run(), name="relay"))
     if folder:
         tasks.append(asyncio.create_task(application.follow_outages(folder / "outages.json"), name="outages"))
     guard = asyncio.create_task(_launcher_lives(stop), name="guard")
@@ -135,14 +146,18 @@ def _report(path: Path, facts: dict[str, Any]) -> None:
 
 def main() -> int:
     """Read the configuration that is named on the command line, and serve."""
+    from redis.exceptions import RedisError
+
     from saqkit.errors import SaqkitError
 
-    config = Configuration(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    file = Path(sys.argv[1])
+    config = Configuration(**json.loads(file.read_text(encoding="utf-8")))
+    file.unlink()
     logging.basicConfig(level=config.log_level, format=f"%(asctime)s {config.name} %(levelname)s %(message)s")
     logging.getLogger("saq").setLevel(max(logging.WARNING, logging.getLevelName(config.log_level)))
     try:
         asyncio.run(serve(config))
-    except SaqkitError as error:
+    except (SaqkitError, RedisError) as error:
         print(f"{config.name}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -19,13 +19,16 @@ Function = Callable[..., Awaitable[Any]]
 
 CANCELLATION_S = 1.0
 """How long a function that was cancelled may take to end before its slot goes on without it."""
+GIVING_BACK_S = 2.0
+"""How long giving a job back may take; with the broker away for longer, the job comes back when its lease expires."""
 
 
 class Worker:
     """Runs jobs of several queues.
 
     `slots`: jobs of each queue at once. `grace_s`: how long running jobs may go on once the worker is told to stop;
-    what is not done by then is cancelled and given back, without the attempt being counted.
+    what is not done by then is cancelled and given back, without the attempt being counted. `after_process` is called
+    with a job's context when an attempt of it has ended, as SAQ's worker does.
     """
 
     def __init__(
@@ -35,13 +38,14 @@ class Worker:
         slots: Mapping[str, int],
         *,
         context: Mapping[str, Any] | None = None,
+        after_process: Function | None = None,
         name: str = "",
         grace_s: float = 30.0,
     ) -> None:
         self.queues, self.functions, self.slots = queues, functions, slots
         self.name, self.grace_s = name, grace_s
         self.jobs = 0
-        self._context = dict(context or {})
+        self._context, self._after_process = dict(context or {}), after_process
         self._stopping = asyncio.Event()
         self._idle: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[Any], Job] = {}
@@ -84,8 +88,12 @@ class Worker:
                 job = await queue.dequeue()
             finally:
                 self._idle.discard(me)
-            if job is not None:
+            if job is None:
+                continue
+            try:
                 await self._execute(queue, job)
+            except Exception:  # whatever a job did, its slot lives on; its lease ends with its timeout
+                logger.exception("job %s: how it ended could not be told", job.key)
 
     async def _execute(self, queue: Queue, job: Job) -> None:
         self.jobs += 1
@@ -96,13 +104,15 @@ class Worker:
             await queue.finish(job, Status.FAILED, error=f"UnknownFunction: this worker has no {job.function}")
             return
         context = {**self._context, "worker": self, "queue": queue, "job": job}
-        task = asyncio.ensure_future(function(context, **(job.kwargs or {})))
+        task = asyncio.create_task(_called(function, context, job.kwargs or {}))
         self._running[task] = job
         try:
             done, _ = await asyncio.wait({task}, timeout=job.timeout or None)
         except asyncio.CancelledError:
             await _cancel(task)
-            await queue.release(job)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GIVING_BACK_S):
+                    await queue.release(job)
             raise
         finally:
             del self._running[task]
@@ -118,6 +128,8 @@ class Worker:
             await self._failed(queue, job, "".join(traceback.format_exception(error)))
         else:
             await queue.finish(job, Status.COMPLETE, result=task.result())
+        if self._after_process is not None:
+            await self._after_process(context)
 
     async def _failed(self, queue: Queue, job: Job, error: str) -> None:
         last_line = error.strip().rsplit("\n", 1)[-1]
@@ -139,6 +151,11 @@ class Worker:
                     claim = job.__dict__.get("claim")
                     if claim is not None and claim.lost:
                         task.cancel()
+
+
+async def _called(function: Function, context: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a job's function: arguments that do not fit it are the job's failure, not its slot's."""
+    return await function(context, **kwargs)
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

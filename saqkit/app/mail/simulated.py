@@ -41,9 +41,9 @@ class Simulated:
             await asyncio.sleep(spec.timeout_s)
             raise TemporaryFailure(f"{self.name}: no answer within {spec.timeout_s:g} s")
         await asyncio.sleep(latency_s)
-        if uniform(seed, Stream.TEMPORARY, event, user, attempt) < spec.temporary_share:
+        if spec.temporary_share and uniform(seed, Stream.TEMPORARY, event, user, attempt) < spec.temporary_share:
             raise TemporaryFailure(f"{self.name}: 451 4.3.0 try again later (simulated)")
-        if uniform(seed, Stream.PERMANENT, event, user) < spec.permanent_share:
+        if spec.permanent_share and uniform(seed, Stream.PERMANENT, event, user) < spec.permanent_share:
             raise PermanentFailure(f"{self.name}: 550 5.1.1 no such mailbox (simulated)")
 
     async def close(self) -> None:

@@ -1,0 +1,116 @@
+"""Serving the users of one batch: CPU, then the provider, then a line in the ledger, for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Literal
+
+from saqkit.app.attempt import Attempt, Stopwatch
+from saqkit.app.ledger import Ledger
+from saqkit.app.mail import Email, Provider, message_id
+from saqkit.app.store import EventRow, Recipient, SendResult
+from saqkit.app.work import burn
+from saqkit.errors import PermanentFailure, TemporaryFailure
+from saqkit.spec.topology import JobType, Topology
+
+logger = logging.getLogger("saqkit")
+
+
+def channel_of(topology: Topology, spec: JobType) -> str:
+    """By which channel a job type reaches users, as the ledger calls it."""
+    name = spec.per_user.provider
+    return topology.providers[name].channel if name is not None else "none"
+
+
+class Serving:
+    """The users of one attempt (execution `number` of its job), served `send_concurrency` at a time.
+
+    `served`: users who are sent or refused for ever; `put_off`: the temporary failures of the others. Results go to
+    `ledger` if there is one.
+    """
+
+    def __init__(
+        self,
+        spec: JobType,
+        event: EventRow,
+        number: int,
+        channel: str,
+        provider: Provider | None,
+        ledger: Ledger | None,
+        attempt: Attempt,
+    ) -> None:
+        self.served: list[int] = []
+        self.put_off: list[TemporaryFailure] = []
+        self._spec, self._event, self._number, self._channel = spec, event, number, channel
+        self._provider, self._ledger, self._attempt = provider, ledger, attempt
+        self._sender = provider.sender if provider else "no-reply@saqkit.example"
+
+    async def serve(self, recipients: Sequence[Recipient]) -> None:
+        """Try every recipient once. One failing user never stops the others."""
+        lanes, remaining = min(self._spec.send_concurrency, len(recipients)), iter(recipients)
+        if lanes <= 1:
+            await self._lane(remaining)
+            return
+        async with asyncio.TaskGroup() as group:
+            for _ in range(lanes):
+                group.create_task(_awaited(Stopwatch(self._attempt, self._lane(remaining))))
+
+    async def _lane(self, recipients: Iterator[Recipient]) -> None:
+        """Serve one user after the other, from an iterator that all lanes share."""
+        for recipient in recipients:
+            name = message_id(self._event.id, recipient.user, self._channel, sender=self._sender)
+            failure = await self._send(recipient, name)
+            if isinstance(failure, TemporaryFailure):
+                self.put_off.append(failure)
+                continue
+            self._attempt.served(done=failure is None, failed=failure is not None)
+            self.served.append(recipient.user)
+            if self._ledger is not None:
+                status: Literal["sent", "failed"] = "sent" if failure is None else "failed"
+                self._ledger.add(SendResult(self._event.id, recipient.user, self._channel, status, name,
+                                            str(failure or ""), time.time()))  # fmt: skip
+
+    async def _send(self, recipient: Recipient, name: str) -> TemporaryFailure | PermanentFailure | None:
+        attempt, event, provider = self._attempt, self._event, self._provider
+        sampled, began = attempt.samples(recipient.user), time.thread_time()
+        burn(self._spec.per_user.cpu_us)
+        if provider is None:
+            if sampled:  # nothing was awaited since: all of the thread's time was this user's
+                attempt.step(recipient.user, "cpu", time.thread_time() - began)
+            return None
+        email = Email(
+            event=event.id,
+            user=recipient.user,
+            attempt=self._number,
+            to=recipient.email,
+            name=recipient.name,
+            subject=event.title,
+            text=f"{event.body or event.title}\n",
+            html=None,
+            message_id=name,
+            sender=provider.sender,
+        )
+        if sampled:
+            attempt.step(recipient.user, "cpu", time.thread_time() - began)
+        start = time.perf_counter()
+        try:
+            await provider.send(email)
+        except (TemporaryFailure, PermanentFailure) as failure:
+            return failure
+        except Exception as error:
+            logger.exception("provider %s failed for user %d", provider.name, recipient.user)
+            return TemporaryFailure(f"{type(error).__name__}: {error}")
+        finally:
+            took = time.perf_counter() - start
+            attempt.provider_s += took
+            if sampled:
+                attempt.step(recipient.user, "provider", took)
+        return None
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    """A task wants a coroutine."""
+    await work
