@@ -62,7 +62,8 @@ def bar(title: str, as_json: bool) -> Iterator[Tell]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console, ours = Console(stderr=True), sys.stdout.isatty()  # what is printed into a file stays there
+    with Progress(*columns, console=console, transient=True, redirect_stdout=ours) as progress:
         task = progress.add_task(title, total=None)
 
         def tell(done: int, of: int = 0, what: str = "") -> None:
