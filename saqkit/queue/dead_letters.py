@@ -30,14 +30,28 @@ class DeadLetter:
 async def dead_letters(queue: Queue, limit: int = 100) -> AsyncIterator[DeadLetter]:
     """The dead letters of a queue, oldest first."""
     rows = await queue.redis.zrange(queue.namespace("dead"), 0, limit - 1, withscores=True)
-    for raw, died_at in rows:
-        key = raw.decode()
-        job = await queue.job(key)
-        if job is None:
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        for raw, _ in rows:
+            pipe.hmget(queue.key_of(raw.decode()), ["body", "att", "crash", "at_q", "err"])
+        found = await pipe.execute()
+    for (raw, died_at), (body, attempts, crashes, queued_at, error) in zip(rows, found, strict=True):
+        if body is None:
             continue
-        crashes, queued_at = await queue.redis.hmget(queue.key_of(key), "crash", "at_q")  # type: ignore[misc]
-        yield DeadLetter(key, queue.name, job.function, job.kwargs or {}, job.error or "", job.attempts,
-                         int(crashes or 0), float(queued_at), died_at)  # fmt: skip
+        try:
+            job = queue.deserialize(body)
+        except Exception:  # it is here because nobody can read it
+            job = None
+        yield DeadLetter(
+            key=raw.decode(),
+            queue=queue.name,
+            function=job.function if job else "",
+            kwargs=(job.kwargs or {}) if job else {},
+            error=error.decode() if error else (job.error or "") if job else "",
+            attempts=int(attempts or 0),
+            crashes=int(crashes or 0),
+            queued_at=float(queued_at),
+            died_at=died_at,
+        )
 
 
 async def replay(queue: Queue, keys: Iterable[str]) -> list[bool]:

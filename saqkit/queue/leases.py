@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -10,7 +11,9 @@ from typing import Any
 
 import redis
 import redis.asyncio as aioredis
+from saq.job import Job
 
+from saqkit.errors import BrokerError
 from saqkit.queue.scripts_of_queue import AWAY, digest, source
 
 logger = logging.getLogger("saqkit")
@@ -18,7 +21,7 @@ logger = logging.getLogger("saqkit")
 
 @dataclass(eq=False)
 class Claim:
-    """A job that this process holds: the fencing token, when it was taken, and what the worker learned of the attempt."""
+    """A job that this process holds: its fencing token, when it was taken, what the worker learned of the attempt."""
 
     key: str
     token: str
@@ -26,9 +29,13 @@ class Claim:
     crashes: int
     priority: int
     taken_at: float
+    job: Job
+    body: bytes
     until: float = float("inf")
     facts: dict[str, Any] = field(default_factory=dict)
     lost: bool = False
+    said: asyncio.Future[int] | None = None
+    """The answer to the transition that ends it: there is only one."""
 
 
 class LeaseKeeper:
@@ -74,9 +81,11 @@ class LeaseKeeper:
         away = False
         while not self._stop.wait(self._lease_s / 3 if not away else min(0.5, self._lease_s / 3)):
             now = time.monotonic()
-            claims = [claim for claim in self.held() if claim.until > now]
-            if not claims:
+            held = self.held()
+            if not held:
                 continue
+            # Those that hang are given up, but the server still has to hear that this process lives (`contact`).
+            claims = [claim for claim in held if claim.until > now]
             args = [str(self._lease_s), *(part for claim in claims for part in (claim.key, claim.token))]
             try:
                 said = self._call(args)
@@ -86,7 +95,7 @@ class LeaseKeeper:
                     logger.warning("leases: broker away (%s), trying again", error)
                 away = True
                 continue
-            except redis.RedisError:
+            except Exception:  # whatever it is, the thread must go on: without it every job of this process is lost
                 logger.exception("leases could not be renewed")
                 continue
             for claim, answer in zip(claims, said, strict=True):
@@ -112,10 +121,9 @@ _SAME = ("host", "port", "path", "db", "username", "password", "credential_provi
 def blocking_twin(client: aioredis.Redis) -> redis.Redis:
     """A blocking client to the same server with the same identity, with one connection and short timeouts."""
     pool = client.connection_pool
-    kwargs = pool.connection_kwargs
-    kept = {name: value for name, value in kwargs.items() if name in _SAME or name.startswith("ssl_")}
-    twin = _TWINS.get(pool.connection_class, redis.Connection)
-    timeouts = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(connection_class=twin, max_connections=1, **kept, **timeouts)
-    )
+    kept = {name: value for name, value in pool.connection_kwargs.items() if name in _SAME or name.startswith("ssl_")}
+    if pool.connection_class not in _TWINS:
+        raise BrokerError(f"{pool.connection_class.__name__}: a queue needs a plain, TLS or unix-socket connection")
+    settings: dict[str, Any] = {**kept, "socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+    twin = redis.ConnectionPool(connection_class=_TWINS[pool.connection_class], max_connections=1, **settings)
+    return redis.Redis(connection_pool=twin)

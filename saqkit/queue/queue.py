@@ -1,24 +1,30 @@
-"""`Queue`: a drop-in for `saq.queue.redis.RedisQueue` with priorities, exact backoff, rate limits, dead letters and leases."""
+"""`Queue`: SAQ's Redis queue with priorities, exact backoff, rate limits, dead letters and leases."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
+import secrets
 import socket
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Self
 
 from redis import asyncio as aioredis
-from saq.job import Job, Status
-from saq.queue.redis import PubSubMultiplexer, RedisQueue
+from saq.job import TERMINAL_STATUSES, Job, Status
+from saq.queue.redis import RedisQueue
 from saq.utils import now as now_ms
+from saq.utils import now_seconds
 
 from saqkit.errors import BrokerError, UsageError
 from saqkit.queue.leases import Claim, LeaseKeeper
-from saqkit.queue.scripts_of_queue import AWAY, Backoff, Flusher, call
+from saqkit.queue.listening import CAUGHT_UP, Listener
+from saqkit.queue.scripts_of_queue import AWAY, Flusher, call
 from saqkit.queue.taking import Taker
 from saqkit.spec.backoff import Retry
 from saqkit.spec.draws import Stream, uniform
@@ -56,7 +62,7 @@ class Queue(RedisQueue):
     """
 
     @classmethod
-    def from_url(cls, url: str, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_url(cls, url: str, **kwargs: Any) -> Self:
         """A queue on the server at `url`: redis://, rediss:// or unix://."""
         if not url.startswith(("redis://", "rediss://", "unix://")):
             raise BrokerError(f"{url.split('://')[0]}:// is no address of a Redis or Valkey server: give redis://, "
@@ -64,7 +70,7 @@ class Queue(RedisQueue):
         timeouts: dict[str, Any] = {"socket_timeout": 15, "socket_connect_timeout": 5}
         if not url.startswith("unix://"):
             timeouts["socket_keepalive"] = True
-        return cls(aioredis.from_url(url, **timeouts), **kwargs)  # type: ignore[no-untyped-call]
+        return cls(aioredis.from_url(url, **timeouts), **kwargs)
 
     def __init__(
         self,
@@ -83,17 +89,18 @@ class Queue(RedisQueue):
         dead_retention_s: float = 7 * 86_400.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(redis, name, dump, load, max_concurrent_ops, swept_error_message)  # type: ignore[arg-type]
+        super().__init__(redis, name, dump, load, max_concurrent_ops, swept_error_message)
         self.rate_limit, self.policies, self.seed = rate_limit, dict(policies or {}), seed
         self.lease_s, self.sweep_s, self.tick_s, self.dead_retention_s = lease_s, sweep_s, tick_s, dead_retention_s
         self.keys = [self.namespace(""), f"saq:job:{{{name}}}:"]
         self.worker_name = f"{socket.gethostname()}.{os.getpid()}"
-        self._pubsub = PubSubMultiplexer(redis.pubsub(), prefix=self.keys[1])  # type: ignore[arg-type,no-untyped-call]
+        self._pubsub = Listener(redis.pubsub(), prefix=self.keys[1])
         self._flusher = Flusher(redis, self.keys)
         self._taker = Taker(self)
         self._leases: LeaseKeeper | None = None
         self._claims: dict[str, Claim] = {}
         self._upkeep: asyncio.Task[None] | None = None
+        self._failing: set[asyncio.Task[None]] = set()
 
     def namespace(self, key: str) -> str:
         """The Redis key of a part of this queue; all of them lie in one slot of a cluster."""
@@ -139,7 +146,8 @@ class Queue(RedisQueue):
         return accepted
 
     async def _enqueue_all(self, jobs: list[Job]) -> list[bool]:
-        args: list[Any] = [self.tick_s]
+        # A call whose reply was lost is known by its name: sent again, it reports success.
+        args: list[Any] = [self.tick_s, secrets.token_hex(6), now_seconds()]
         for job in jobs:
             level = job.priority or int(Priority.NORMAL)
             if level not in LEVELS:
@@ -147,8 +155,12 @@ class Queue(RedisQueue):
             if job.function in self.policies:
                 job.retries = self.policies[job.function].max_attempts
             keep = float(job.meta.get("keep_key_s", 0))
-            users = len((job.kwargs or {}).get("users", ()))
-            args += [job.key, self.serialize(job), level, float(job.scheduled or 0), users, keep]
+            args += [job.key, self.serialize(job), level, float(job.scheduled or 0), len(_users(job)), keep or 0]
+        for pause_s in (0.02, 0.2):
+            try:
+                return [bool(said) for said in await self.run_script("enqueue", *args)]
+            except AWAY:
+                await asyncio.sleep(pause_s)
         return [bool(said) for said in await self.run_script("enqueue", *args)]
 
     # --- take ------------------------------------------------------------------------------------------------------
@@ -157,14 +169,34 @@ class Queue(RedisQueue):
         """Take the next job, waiting at most `timeout` seconds (0: until there is one); None if there was none."""
         if self._upkeep is None or self._upkeep.done():
             self._upkeep = asyncio.create_task(self._look_after(), name="saqkit-upkeep")
-        return await self._taker.take(timeout)
+        job, slot = await self._taker.take(timeout), asyncio.current_task()
+        if job is not None and slot is not None and slot.get_name() == "process":
+            slot.add_done_callback(partial(self._slot_ended, job))
+        return job
+
+    def _slot_ended(self, job: Job, slot: asyncio.Task[Any]) -> None:
+        """SAQ's worker says nothing of a function that cancels itself: without this the job would never end."""
+
+        claim = self.claim_of(job)
+        if claim is None or claim.said is not None or slot.cancelling():
+            return
+
+        async def fail() -> None:
+            await asyncio.sleep(1)  # it may be an abort, of which the worker speaks later
+            if claim.said is None and not claim.lost:
+                error = "CancelledError: the function cancelled itself"
+                await (self.retry(job, error) if job.retryable else self.finish(job, Status.FAILED, error=error))
+
+        task = asyncio.create_task(fail(), name="saqkit-fail")
+        self._failing.add(task)
+        task.add_done_callback(self._failing.discard)
 
     def claimed(self, row: list[Any], taken_at: float) -> Job:
         """The job of a row of `take.lua`, claimed by this process: its lease is renewed from now on."""
         key, token, attempt, crashes, priority, first_queued, ready, body = row
         job = self.deserialize(body)
         assert job is not None
-        claim = Claim(key.decode(), token.decode(), attempt, crashes, priority, taken_at)
+        claim = Claim(key.decode(), token.decode(), attempt, crashes, priority, taken_at, job, body)
         if job.timeout:
             claim.until = time.monotonic() + job.timeout + self.lease_s
         claim.facts.update(queued_at=float(first_queued), ready_at=float(ready))
@@ -175,6 +207,21 @@ class Queue(RedisQueue):
             self._leases = LeaseKeeper(self.redis, self.keys, self.lease_s)
         self._leases.add(claim)
         return job
+
+    async def bury_unreadable(self, row: list[Any], error: Exception) -> None:
+        """Make a dead letter of a taken job whose body is no job."""
+        facts = json.dumps({"error": type(error).__name__})
+        await self._flusher.say("bury", (), (row[0], row[1], "", f"unreadable: {error!r}", facts))
+
+    async def _seize(self, job: Job) -> Claim | None:
+        """Take this very job out of the line, so that it can be changed by who did not `dequeue` it."""
+        at, _, _, taken = await self._taker.ask(1, job.key)
+        if not taken:
+            return None
+        claim = self._claims[job.key]
+        claim.taken_at, claim.job = at, job
+        job.__dict__["claim"] = claim
+        return claim
 
     def claim_of(self, job: Job) -> Claim | None:
         """This process's claim on `job`, None if it holds none."""
@@ -189,98 +236,133 @@ class Queue(RedisQueue):
 
     async def _finish(self, job: Job, status: Status, *, result: Any = None, error: str | None = None) -> None:
         claim = self.claim_of(job)
-        if claim is None:
-            return  # nobody's claim: only the holder ends a job (contract C5)
-        if status == Status.COMPLETE:
-            said = self._flusher.say("finish", (), (claim.key, claim.token, self._body(job), job.ttl, self.row(job)))
+        if claim is None and status == Status.ABORTED:
+            await self.abort(job, error or "aborted")
+        elif claim is None:
+            ended = dataclasses.replace(job)  # the job may be refreshed meanwhile, from what is stored
+            if await self._seize(ended) is None:
+                logger.warning("job %s: not held by this process, and it does not wait: it is not finished", job.key)
+                return
+            await self._finish(ended, status, result=result, error=error)
+            job.replace(ended)
+        elif status == Status.COMPLETE:
+            await self._end(claim, "finish", (), self._body(job, claim), job.ttl, self.row(job))
         elif status == Status.ABORTED:
-            ended = (claim.key, error or "aborted", job.ttl, claim.token, self.row(job))
-            said = self._flusher.say("cancel", (), ended)
+            await self._end(claim, "cancel", None, error or "aborted", job.ttl, claim.token, self.row(job), 0)
         else:
-            said = self._flusher.say("bury", (), (claim.key, claim.token, self._body(job), self.row(job)))
-        await self._end(claim, said)
+            await self._end(claim, "bury", (), self._body(job, claim), "", self.row(job))
 
     async def _retry(self, job: Job, error: str | None) -> None:
         claim = self.claim_of(job)
-        if claim is None:
-            return
-        if error == "cancelled":  # what SAQ's worker says when it is told to stop: that is no failure of the job
+        task = asyncio.current_task()
+        if claim is None:  # an operator asks for it
+            if not (await self.run_script("replay", job.key))[0]:
+                await self._enqueue_all([job])
+        elif error == "cancelled" and task is not None and task.cancelling():
+            # What SAQ's worker says when it is told to stop: that is no failure of the job.
             job.attempts -= 1
-            await self._end(claim, self._flusher.say("release", (), (claim.key, claim.token, self.row(job))))
-            return
-        job.scheduled = 0
-        row = (claim.key, claim.token, self._body(job), self.delay_s(job), self.row(job))
-        await self._end(claim, self._flusher.say("retry", (self.tick_s,), row))
+            await self.release(job)
+        else:
+            job.scheduled = 0
+            delay_s = self.delay_s(job)
+            await self._end(claim, "retry", (self.tick_s,), self._body(job, claim), delay_s, self.row(job))
 
     async def release(self, job: Job) -> None:
         """Give a taken job back to its old place in the line; the attempt is not counted."""
         claim = self.claim_of(job)
         if claim is not None:
-            await self._end(claim, self._flusher.say("release", (), (claim.key, claim.token, self.row(job))))
+            await self._end(claim, "release", (), self._body(job, claim), self.row(job))
 
-    async def _end(self, claim: Claim, said: Awaitable[int]) -> None:
-        try:
-            if not await said:
-                logger.warning("job %s: the claim of this worker was no longer held, its result is refused", claim.key)
-        finally:
-            if self._leases is not None:
-                self._leases.discard(claim)
-            if self._claims.get(claim.key) is claim:
-                del self._claims[claim.key]
+    async def _end(self, claim: Claim, name: str, head: tuple[Any, ...] | None, *facts: Any) -> None:
+        """Say the transition that ends `claim`; there is only one, whatever a slot says after it was cancelled."""
+        if claim.said is None:
+            job = (claim.key, *facts) if head is None else (claim.key, claim.token, *facts)
+            claim.said = self._flusher.say(name, head or (), job)
+            claim.said.add_done_callback(lambda _: self._forget(claim))
+        # A cancelled slot must not take its transition back: it may already be on its way.
+        if not await asyncio.shield(claim.said):
+            logger.warning("job %s: the claim of this worker was no longer held, its result is refused", claim.key)
+
+    def _forget(self, claim: Claim) -> None:
+        if self._leases is not None:
+            self._leases.discard(claim)
+        if self._claims.get(claim.key) is claim:
+            del self._claims[claim.key]
 
     def delay_s(self, job: Job) -> float:
         """How long `job` waits before its next attempt, in seconds."""
         policy = self.policies.get(job.function)
         if policy is None:
             return job.next_retry_delay()
-        users = (job.kwargs or {}).get("users") or (0,)
-        event = int(job.meta.get("event") or 0)
-        return policy.delay_after(job.attempts, uniform(self.seed, Stream.JITTER, event, users[0], job.attempts))
+        claim = self.claim_of(job)
+        failed = claim.attempt if claim else max(1, job.attempts)
+        event, users = job.meta.get("event", 0), _users(job)
+        first = users[0] if users and isinstance(users[0], int) else 0
+        event = int(event) if str(event).isdecimal() else 0
+        return policy.delay_after(failed, uniform(self.seed, Stream.JITTER, event, first, failed))
 
-    def _body(self, job: Job) -> bytes | str:
-        try:
-            return self.serialize(job)
-        except (TypeError, ValueError):
-            # The work is done; a result that cannot be stored must not repeat it (reliability D15).
-            job.result = repr(job.result)
-            return self.serialize(job)
+    def _body(self, job: Job, claim: Claim) -> bytes:
+        """What is stored of a job whose attempt has ended: this must not fail, the work is done (D15)."""
+        for _ in range(2):
+            with suppress(Exception):
+                body = self.serialize(job)
+                return body.encode() if isinstance(body, str) else body
+            job.result = None if job.result is None else _described(job.result)
+        stored = self.deserialize(claim.body)  # the function has put something strange into its own job
+        assert stored is not None
+        job.meta, job.kwargs = stored.meta, stored.kwargs
+        with suppress(Exception):
+            body = self.serialize(job)
+            return body.encode() if isinstance(body, str) else body
+        return claim.body
 
     def row(self, job: Job) -> str:
         """What the attempts table needs and only the worker knows, as JSON (see `saqkit.worker.recording`)."""
         claim = self.claim_of(job)
         facts = {"started_at": job.started / 1000 + self.clock_offset_s, **(claim.facts if claim else {})}
         error = (job.error or "").strip().rsplit("\n", 1)[-1].split(":", 1)[0] if job.error else ""
-        return json.dumps({"function": job.function, "meta": job.meta, "error": error[:200], **facts})
+        known = {"function": job.function, "meta": job.meta, "error": error[:200], **facts}
+        return json.dumps(known, default=_described)
 
     # --- what SAQ's users call -------------------------------------------------------------------------------------
 
     async def update(self, job: Job, **kwargs: Any) -> None:
-        """Store changed properties of a live job, and tell those who listen."""
+        """Store changed properties of a live job, and tell those who listen.
+
+        A status is a wish: "active" takes a waiting job for this process, "aborting" cancels it, a final one ends it.
+        """
         job.touched = now_ms()
         for name, value in kwargs.items():
             if hasattr(job, name):
                 setattr(job, name, value)
-        claim = self.claim_of(job)
-        if claim is not None and kwargs == {"status": Status.ACTIVE} and not claim.facts.get("begun"):
+        claim, status = self.claim_of(job), kwargs.get("status")
+        if status in (Status.ABORTING, Status.ABORTED):
+            await self.abort(job, job.error or "aborted")
+            return
+        if claim is None and status in TERMINAL_STATUSES:
+            await self.finish(job, status, result=job.result, error=job.error)
+            return
+        if claim is None and status == Status.ACTIVE:
+            claim = await self._seize(job)
+        elif claim is not None and kwargs == {"status": Status.ACTIVE} and not claim.facts.get("begun"):
             claim.facts["begun"] = True  # what SAQ's worker says first: take.lua has stored it already
             return
         await self.run_script("update", job.key, claim.token if claim else "", self.serialize(job))
 
     async def abort(self, job: Job, error: str, ttl: float = 5) -> None:
-        """Cancel a waiting, scheduled or running job; a worker that runs it stops it within a second."""
-        said = await self.run_script(
-            "cancel", job.key, error, max(job.ttl, int(ttl)) if job.ttl > 0 else job.ttl, "", ""
-        )
-        if said[0]:
+        """Cancel a waiting, scheduled or running job; a worker that runs it stops it within a second.
+
+        Until it has, or for `ttl` seconds, the key of a job that was running stays taken.
+        """
+        was = (await self.run_script("cancel", job.key, error, job.ttl, "", "", ttl))[0]
+        if was:
             job.status, job.error, job.completed = Status.ABORTED, error, now_ms()
-            self.aborted += 1
+            self.aborted += was != State.ACTIVE  # else its worker counts it
 
     async def finish_abort(self, job: Job) -> None:
         """The worker has stopped a job that was cancelled."""
-        claim = self.claim_of(job)
-        if claim is not None and self._leases is not None:
-            self._leases.discard(claim)
-            self._claims.pop(claim.key, None)
+        if self.claim_of(job) is not None:
+            await self.finish(job, Status.ABORTED, error=job.error)
 
     async def schedule(self, lock: int = 1) -> list[str]:
         """Let due jobs join the line now (they do by themselves when somebody takes); returns their ids."""
@@ -288,7 +370,11 @@ class Queue(RedisQueue):
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
         """Queue every job again whose holder stopped renewing its lease, all at once; returns their ids."""
-        swept = [self.job_id(key.decode()) for key in await self.run_script("recover", POISON_CRASHES)]
+        swept: list[str] = []
+        found = [b""] * 1000
+        while len(found) == 1000:
+            found = await self.run_script("recover", POISON_CRASHES, self.lease_s)
+            swept += [self.job_id(key.decode()) for key in found]
         if swept:
             logger.warning("recovered %d jobs of workers that are gone: %s", len(swept), ", ".join(swept[:5]))
         return swept
@@ -301,7 +387,7 @@ class Queue(RedisQueue):
         """The jobs of keys, None where there is none."""
         async with self._op_sem, self.redis.pipeline(transaction=False) as pipe:
             for key in job_keys:
-                pipe.hmget(self.key_of(key), "body", "state", "att", "err")
+                pipe.hmget(self.key_of(key), ["body", "state", "att", "err", "at_t", "worker"])
             return [self._stored(fields) for fields in await pipe.execute()]
 
     async def _get_job_by_id(self, job_id: bytes | str) -> Job | None:
@@ -309,7 +395,7 @@ class Queue(RedisQueue):
         return await self.job(self.job_key_from_id(text))
 
     def _stored(self, fields: list[Any]) -> Job | None:
-        body, state, attempts, error = fields
+        body, state, attempts, error, taken_at, worker = fields
         if body is None:
             return None
         job = self.deserialize(body, STATUS[State(int(state))])
@@ -317,6 +403,11 @@ class Queue(RedisQueue):
         job.attempts = int(attempts or 0)
         if error is not None:
             job.error = error.decode()
+        if job.status == Status.ACTIVE:
+            job.started, job.worker_id = job.started or int(float(taken_at) * 1000), worker.decode()
+            claim = self._claims.get(job.key)
+            if claim is not None and claim.lost:  # so that SAQ's worker stops what it no longer holds
+                job.status = Status.ABORTING
         return job
 
     async def iter_jobs(self, statuses: list[Status] = list(Status), batch_size: int = 100) -> Any:  # noqa: B006
@@ -330,7 +421,7 @@ class Queue(RedisQueue):
             if cursor <= 0:
                 return
 
-    async def count(self, kind: Literal["queued", "active", "incomplete", "scheduled", "dead"]) -> int:  # type: ignore[override]
+    async def count(self, kind: Literal["queued", "active", "incomplete", "scheduled", "dead"]) -> int:
         """How many jobs are queued, active, scheduled, dead, or incomplete (the first three together)."""
         names = {"queued": [f"queued:{level}" for level in LEVELS], "active": ["leases"], "scheduled": ["scheduled"],
                  "dead": ["dead"]}  # fmt: skip
@@ -366,14 +457,20 @@ class Queue(RedisQueue):
     async def listen(
         self, job_keys: Iterable[str], callback: Any, timeout: float | None = 10, poll_interval: float = 0.5
     ) -> None:
-        """Call `callback(key, status)` whenever a job is told of, until it returns true."""
+        """Call `callback(key, status)` whenever a job is told of, or has ended already, until it returns true."""
         channels = [self.key_of(key) for key in job_keys]
         if not channels:
             return
         async for message in self._pubsub.listen(*channels, timeout=timeout):
-            stop = callback(message["channel"][len(self.keys[1]) :], Status[message["data"].decode().upper()])
-            if await stop if asyncio.iscoroutine(stop) else stop:
-                return
+            if message is CAUGHT_UP:
+                found = await self.jobs(channel[len(self.keys[1]) :] for channel in channels)
+                told = [(job.key, job.status) for job in found if job and job.status in TERMINAL_STATUSES]
+            else:
+                told = [(message["channel"][len(self.keys[1]) :], Status[message["data"].decode().upper()])]
+            for key, status in told:
+                stop = callback(key, status)
+                if await stop if asyncio.iscoroutine(stop) else stop:
+                    return
 
     async def notify(self, job: Job) -> None:
         """Tell those who listen a job's status."""
@@ -381,21 +478,26 @@ class Queue(RedisQueue):
 
     # --- upkeep ----------------------------------------------------------------------------------------------------
 
+    async def write_worker_info(self, worker_id: str, info: Any, ttl: int) -> None:
+        """Tell the web page that a worker lives; what this process takes from now on is taken under that name."""
+        self.worker_name = worker_id
+        await super().write_worker_info(worker_id, info, ttl)
+
     async def _look_after(self) -> None:
         """Recover what dead workers held, and forget old dead letters, for as long as this process takes jobs."""
-        backoff, forgotten = Backoff(f"queue {self.name}"), 0.0
+        forgotten = 0.0
         while True:
-            await asyncio.sleep(self.sweep_s)
             try:
                 await self.sweep()
                 if time.monotonic() - forgotten > 60:
-                    await self.run_script("forget", self.dead_retention_s)
+                    while await self.run_script("forget", self.dead_retention_s) == 1000:
+                        pass
                     forgotten = time.monotonic()
-                backoff.over()
             except AWAY as error:
-                await backoff.wait(error)
+                logger.debug("upkeep of queue %s: broker away (%s)", self.name, error)
             except Exception:
                 logger.exception("upkeep of queue %s", self.name)
+            await asyncio.sleep(self.sweep_s)
 
     async def disconnect(self) -> None:
         """Give back what is still held, stop the upkeep, close every connection."""
@@ -404,16 +506,31 @@ class Queue(RedisQueue):
             await asyncio.wait([self._upkeep])
             self._upkeep = None
         await self._taker.close()
+        for task in self._failing:
+            task.cancel()
         try:
             async with asyncio.timeout(5):
+                held = [claim.job for claim in self._claims.values()]
+                await asyncio.gather(*(self.release(job) for job in held), return_exceptions=True)
                 await self._flusher.drained()
-                for claim in list(self._claims.values()):
-                    await self.run_script("release", claim.key, claim.token, "{}")
-        except (TimeoutError, *AWAY):
+        except TimeoutError:
             logger.warning("queue %s: the broker is away, what this process held comes back when its leases expire",
                            self.name)  # fmt: skip
+        await self._flusher.close()
         self._claims.clear()
         if self._leases is not None:
             await asyncio.to_thread(self._leases.close)
             self._leases = None
         await super().disconnect()
+
+
+def _users(job: Job) -> Sequence[Any]:
+    users = (job.kwargs or {}).get("users")
+    return users if isinstance(users, list | tuple) else ()
+
+
+def _described(thing: Any) -> str:
+    try:
+        return repr(thing)
+    except Exception as error:
+        return f"<{type(thing).__name__} that has no text: {type(error).__name__}>"

@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError, NoScriptError, ReadOnlyError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+)
 
 logger = logging.getLogger("saqkit")
 FOLDER = Path(__file__).parent / "scripts"
-AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-"""What a broker that is away, starting or failing over answers."""
+AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
+"""What a broker that is away, starting, failing over or full answers."""
 
-_LONGEST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 0.5
 
 
 @cache
@@ -39,7 +46,7 @@ def names() -> list[str]:
 
 
 class Backoff:
-    """Pauses between tries while the broker is away: 0.05 s doubling to 2 s; one log line per outage."""
+    """Pauses between tries while the broker is away: 0.05 s doubling to 0.5 s; one log line per outage."""
 
     def __init__(self, what: str) -> None:
         self._what, self._pause_s = what, 0.0
@@ -66,42 +73,57 @@ async def call(client: Redis, name: str, keys: Sequence[str], args: Sequence[Any
         return await client.eval(source(name), len(keys), *keys, *args)  # type: ignore[misc]
 
 
-class Flusher:
-    """Gathers what the slots of a process want to say in one turn of the loop, and says it in one script call per kind.
+Said = asyncio.Future[int]
 
-    While one call is under way the next gathers. A call whose reply is lost is sent again: every transition compares the
-    claim's token, so the second time changes nothing and reports success.
+
+class Flusher:
+    """Gathers what the slots of a process want to say in one turn of the loop, and says it in one call per kind.
+
+    While one call is under way the next gathers. A call whose reply is lost is sent again: every transition compares
+    the claim's token, so the second time changes nothing and reports success.
     """
 
     def __init__(self, client: Redis, keys: Sequence[str]) -> None:
         self._client, self._keys = client, keys
-        self._waiting: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], asyncio.Future[int]]]] = {}
+        self._waiting: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._backoff = Backoff("saqkit queue")
 
-    async def say(self, name: str, head: tuple[Any, ...], job: tuple[Any, ...]) -> int:
-        """Queue one job's transition; returns what the script said of it."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    def say(self, name: str, head: tuple[Any, ...], job: tuple[Any, ...]) -> Said:
+        """Queue one job's transition; the future gets what the script said of it."""
+        future: Said = asyncio.get_running_loop().create_future()
         self._waiting.setdefault((name, head), []).append((job, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="saqkit-flush")
-        # A cancelled slot must not take its transition back: it may already be on its way.
-        return await asyncio.shield(future)
+        return future
 
     async def drained(self) -> None:
         """Wait until all that was said has been answered."""
         while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
+    async def close(self) -> None:
+        """Give up what could not be said."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for jobs in self._waiting.values():
+            for _, future in jobs:
+                future.cancel()
+        self._waiting = {}
+
     async def _run(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting, {}
-            for (name, head), jobs in batch.items():
+            (name, head), jobs = next(iter(self._waiting.items()))
+            del self._waiting[name, head]
+            try:
                 await self._send(name, head, jobs)
+            except asyncio.CancelledError:
+                for _, future in jobs:
+                    future.cancel()
+                raise
 
-    async def _send(
-        self, name: str, head: tuple[Any, ...], jobs: list[tuple[tuple[Any, ...], asyncio.Future[int]]]
-    ) -> None:
+    async def _send(self, name: str, head: tuple[Any, ...], jobs: list[tuple[tuple[Any, ...], Said]]) -> None:
         args = [*head, *(part for job, _ in jobs for part in job)]
         while True:
             try:

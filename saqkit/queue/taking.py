@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("saqkit")
 
 LONGEST_BLOCK_S = 1.0
-"""An idle process asks at least this often, so a wake-up lost with another process delays a job by no more."""
+"""An idle process asks at least this often, so a wake-up lost with another process delays a job by no more.
+
+It also asks every third of a lease, as those that hold jobs do: see `contact` in `scripts/keys.lua`.
+"""
 
 
 class Taker:
@@ -28,8 +33,12 @@ class Taker:
         self._queue = queue
         self._waiting: deque[asyncio.Future[Job]] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._call: asyncio.Task[tuple[float, bool]] | None = None
+        self._call: asyncio.Task[float] | None = None
         self._backoff = Backoff(f"queue {queue.name}")
+        self._who = f"{os.getpid():x}.{secrets.token_hex(4)}"
+        self._request = 0
+        patience_s = queue.redis.connection_pool.connection_kwargs.get("socket_timeout") or float("inf")
+        self._longest_block_s = min(LONGEST_BLOCK_S, queue.lease_s / 3, patience_s / 2)
         self._best_round_trip_s = float("inf")
         self.clock_offset_s = 0.0
 
@@ -55,14 +64,15 @@ class Taker:
 
     async def close(self) -> None:
         """Stop taking. A call that is under way is waited for, and what it brings is given back."""
-        waiting = [future for future in self._waiting if not future.done()]
-        for future in waiting:
+        for future in self._waiting:
             future.cancel()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._call is not None:  # it may be claiming jobs at this moment: they must not be forgotten
-            await asyncio.wait([self._call], timeout=5)
+            done, _ = await asyncio.wait([self._call], timeout=5)
+            for call in done:
+                call.cancelled() or call.exception()  # the broker is away: nothing was taken that anybody knows of
 
     def _free(self) -> int:
         self._waiting = deque(future for future in self._waiting if not future.done())
@@ -72,10 +82,10 @@ class Taker:
         while free := self._free():
             try:
                 self._call = asyncio.create_task(self._take(free), name="saqkit-take-call")
-                pause_s, wakeable = await asyncio.shield(self._call)
+                pause_s = await asyncio.shield(self._call)
                 self._backoff.over()
                 if pause_s > 0 and self._free():
-                    await self._wait(pause_s, wakeable)
+                    await self._wait(pause_s)
             except AWAY as error:
                 await self._backoff.wait(error)
             except asyncio.CancelledError:
@@ -84,34 +94,55 @@ class Taker:
                 logger.exception("queue %s: taking jobs failed", self._queue.name)
                 await self._backoff.wait(error)
 
-    async def _take(self, free: int) -> tuple[float, bool]:
-        """Take up to `free` jobs; returns how long to wait before the next call, and whether a wake-up ends that."""
+    async def ask(self, free: int, key: str = "") -> tuple[float, float, float, list[Job]]:
+        """Claim up to `free` jobs (`key`: this one alone).
+
+        Returns the server's clock, in how many seconds something is due and in how many the rate limit admits more
+        (-1: nothing, no limit), and the jobs. The number of a request changes when it has been answered, so that the
+        jobs of a lost reply are given again.
+        """
         queue, limit = self._queue, self._queue.rate_limit
         rate = (limit.limit, limit.period_s, limit.unit) if limit else (0, 1, "jobs")
+        who, request = (secrets.token_hex(6), 0) if key else (self._who, self._request)
+        at, due, blocked, *rows = await queue.run_script(
+            "take", free, queue.worker_name, queue.lease_s, *rate, who, request, key
+        )
+        if not key:
+            self._request += 1
+        jobs = []
+        for row in rows:
+            try:
+                jobs.append(queue.claimed(row, float(at)))
+            except Exception as error:  # one that nobody can read must not take its neighbours with it
+                logger.exception("queue %s: job %s cannot be read", queue.name, row[0])
+                await queue.bury_unreadable(row, error)
+        return float(at), float(due), float(blocked), jobs
+
+    async def _take(self, free: int) -> float:
+        """Take up to `free` jobs and give them to the slots; returns how long to wait before the next call."""
         asked, asked_on = time.time(), time.monotonic()
-        at, due, blocked, *rows = await queue.run_script("take", free, queue.worker_name, queue.lease_s, *rate)
+        at, due_s, blocked_s, jobs = await self.ask(free)
         round_trip = time.monotonic() - asked_on
+        self._best_round_trip_s *= 1.01  # clocks drift: an old answer must not count for ever
         if round_trip <= self._best_round_trip_s:  # the quickest answer knows the clock best
             self._best_round_trip_s = round_trip
-            self.clock_offset_s = float(at) - asked - round_trip / 2
-        for row in rows:
-            job = queue.claimed(row, float(at))
+            self.clock_offset_s = at - asked - round_trip / 2
+        for job in jobs:
             while self._waiting:
                 future = self._waiting.popleft()
                 if not future.done():
                     future.set_result(job)
                     break
             else:  # its slot went away meanwhile
-                await queue.release(job)
-        if len(rows) == free:
-            return 0.0, True
-        if (blocked_s := float(blocked)) >= 0:
-            return max(blocked_s, 0.001), False
-        due_s = float(due)
-        return (min(due_s, LONGEST_BLOCK_S) if due_s >= 0 else LONGEST_BLOCK_S) or 0.001, True
+                await self._queue.release(job)
+        if len(jobs) >= free:
+            return 0.0
+        pauses = [pause_s for pause_s in (due_s, blocked_s) if pause_s >= 0]
+        return max(0.001, min([self._longest_block_s, *pauses]))
 
-    async def _wait(self, pause_s: float, wakeable: bool) -> None:
-        if not wakeable or pause_s < 0.01:  # the rate limit alone says when more may be taken
+    async def _wait(self, pause_s: float) -> None:
+        """Until something is enqueued, but no longer than `pause_s` (the server's timer is no finer than 10 ms)."""
+        if pause_s < 0.01:
             await asyncio.sleep(pause_s)
         else:
             await self._queue.redis.blpop([self._queue.namespace("wake")], timeout=pause_s)  # type: ignore[misc]

@@ -15,4 +15,4 @@ for prio = 1, 4 do visit('queued:' .. prio, QUEUED, 1) end
 visit('scheduled', SCHEDULED, 2)
 visit('leases', ACTIVE, 3)
 visit('dead', DEAD, 4)
-return {counts[1], counts[2], counts[3], counts[4], unpack(problems)}
+return {counts[1], counts[2], counts[3], counts[4], unpack(problems, 1, math.min(#problems, 1000))}

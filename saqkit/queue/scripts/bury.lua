@@ -1,14 +1,16 @@
 -- bury: active -> dead. The dead letter is written in the same step that fails the job.
--- ARGV for each job: key, token, body, row
+-- ARGV for each job: key, token, body (empty: as it was), error (empty: in the body), row
 -- Returns for each job 1 done, 0 refused, 2 already done by this claim.
 local at, said = now(), {}
-for i = 1, #ARGV, 4 do
-  local key, token = ARGV[i], ARGV[i + 1]
+for i = 1, #ARGV, 5 do
+  local key, token, body, err = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local held = holds(key, token, DEAD)
   if held == 1 then
-    record('dead', key, at, ARGV[i + 3])
+    record('dead', key, at, ARGV[i + 4])
     redis.call('ZREM', Q .. 'leases', key)
-    redis.call('HSET', J .. key, 'state', DEAD, 'body', ARGV[i + 2])
+    redis.call('HSET', J .. key, 'state', DEAD)
+    if body ~= '' then redis.call('HSET', J .. key, 'body', body) end
+    if err ~= '' then redis.call('HSET', J .. key, 'err', err) end
     redis.call('ZADD', Q .. 'dead', text(at), key)
     count('failed')
     tell(key, 'failed')

@@ -1,21 +1,32 @@
 -- cancel: queued, scheduled or active -> cancelled. A worker that has it learns so when it asks, and is refused later.
--- ARGV for each job: key, reason, ttl (s), token (the holder cancels its own attempt; else empty), row
+-- The key of a job that was running stays taken until its worker has stopped it, or the grace is over, so that no second
+-- copy runs beside it.
+-- ARGV for each job: key, reason, ttl (s), token (the holder ends its own attempt; else empty), row, grace (s)
 -- Returns for each job the state it was in, or 0 where it was not live.
 local at, said = now(), {}
-for i = 1, #ARGV, 5 do
-  local key, token = ARGV[i], ARGV[i + 3]
+for i = 1, #ARGV, 6 do
+  local key, ttl, token, grace = ARGV[i], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 5])
   local f = redis.call('HMGET', J .. key, 'state', 'prio', 'tok', 'body')
-  local live = f[1] == QUEUED or f[1] == SCHEDULED or (f[1] == ACTIVE and (token == '' or token == f[3]))
-  if live then
+  local was = 0
+  if f[1] == QUEUED or f[1] == SCHEDULED or (f[1] == ACTIVE and (token == '' or token == f[3])) then
+    was = tonumber(f[1])
     if f[1] == ACTIVE then record('cancelled', key, at, token ~= '' and ARGV[i + 4] or f[4]) end
     redis.call('ZREM', Q .. 'queued:' .. f[2], key)
     redis.call('ZREM', Q .. 'scheduled', key)
     redis.call('ZREM', Q .. 'leases', key)
     redis.call('HSET', J .. key, 'state', CANCELLED, 'err', ARGV[i + 1])
-    keep_for(key, tonumber(ARGV[i + 2]))
+    if f[1] == ACTIVE and token == '' then
+      redis.call('HSET', J .. key, 'until', text(at + grace))
+      ttl = ttl == 0 and 0 or math.max(ttl, math.ceil(grace))
+    end
+    keep_for(key, ttl)
     count('aborted')
     tell(key, 'aborted')
+  elseif f[1] == CANCELLED and token ~= '' and token == f[3] then
+    was = tonumber(f[1])
+    redis.call('HDEL', J .. key, 'until')
+    keep_for(key, ttl)
   end
-  said[#said + 1] = live and tonumber(f[1]) or 0
+  said[#said + 1] = was
 end
 return said

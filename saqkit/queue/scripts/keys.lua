@@ -12,11 +12,14 @@
 -- | Q wake          | list   | at most one element: "there is something to take", popped by one blocked process      |
 -- | Q window        | zset   | rate limit: admitted weight; score = when it leaves the window, member = seq:weight   |
 -- | Q weight        | string | rate limit: sum of the weights in Q window                                            |
+-- | Q taken:<who>   | string | what the last `take` of a process gave it, so that asking again gives the same        |
+-- | Q alive         | string | when a process was last heard of: if long ago, the server was away (see `contact`)    |
+-- | Q paused        | string | while it exists, nothing is taken                                                     |
 -- | Q counts        | hash   | complete, failed, retried, aborted, lost, released, fenced, superseded                |
 -- | Q recording     | string | while it exists, every attempt that ends is appended to Q trace                       |
 -- | Q trace         | list   | ended attempts, a JSON array each (see `record`)                                      |
 -- | J <key>         | hash   | a job: body (JSON), state (number of the life-cycle), prio, seq, att, crash, users,   |
--- |                 |        | at_q, at_r, at_t (first enqueued, ready, taken), tok, worker, keep, until, err        |
+-- |                 |        | at_q, at_r, at_t (first enqueued, ready, taken), tok, worker, keep, until, err, enq   |
 --
 -- All times are seconds of the server's own clock.
 local Q, J = KEYS[1], KEYS[2]
@@ -32,11 +35,25 @@ local function text(seconds)
 end
 
 local function on_tick(due, tick)
-  return math.ceil(due / tick - 1e-9) * tick
+  local turns = due / tick
+  return math.ceil(turns - 1e-9 - 1e-15 * turns) * tick  -- what is on the grid but for rounding stays there
 end
 
 local function wake()
   if redis.call('LLEN', Q .. 'wake') == 0 then redis.call('RPUSH', Q .. 'wake', '1') end
+end
+
+-- Every process speaks at least each third of a lease. If nobody has for half of one, the server was away (or they all
+-- are gone): no lease ran meanwhile, so that the living can renew before anybody recovers what they hold.
+local function contact(at, lease)
+  local last = tonumber(redis.call('GET', Q .. 'alive') or at)
+  if at - last > lease / 2 then
+    local extended = text(at + lease * 2 / 3)
+    for _, key in ipairs(redis.call('ZRANGEBYSCORE', Q .. 'leases', '-inf', extended)) do
+      redis.call('ZADD', Q .. 'leases', extended, key)
+    end
+  end
+  redis.call('SET', Q .. 'alive', text(at))
 end
 
 -- Put a job in its level's line; `seq` keeps an old place, none gives the last.
@@ -51,16 +68,18 @@ local function promote(at)
   local due = redis.call('ZRANGEBYSCORE', Q .. 'scheduled', '-inf', text(at), 'LIMIT', 0, 1000)
   for _, key in ipairs(due) do
     redis.call('ZREM', Q .. 'scheduled', key)
-    line_up(key, redis.call('HGET', J .. key, 'prio'))
+    local prio = redis.call('HGET', J .. key, 'prio')
+    if prio then line_up(key, prio) end
   end
   return due
 end
 
--- Whether `token` is the claim that may change the job now: 1 yes, 0 no (counted), 2 this very change is already made.
-local function holds(key, token, target)
+-- Whether `token` is the claim that may change the job now: 1 yes, 0 no (counted), 2 this very change is already made
+-- (also where the job is gone: it may have been kept for no time at all).
+local function holds(key, token, target, later)
   local job = redis.call('HMGET', J .. key, 'state', 'tok')
   if job[1] == ACTIVE and job[2] == token then return 1 end
-  if job[2] == token and job[1] == target then return 2 end
+  if not job[1] or (job[2] == token and (job[1] == target or job[1] == later)) then return 2 end
   redis.call('HINCRBY', Q .. 'counts', 'fenced', 1)
   return 0
 end

@@ -1,8 +1,9 @@
 -- recover: active with an expired lease -> queued at its old place; a job that took its worker with it too often -> dead.
 -- The execution is not counted as an attempt: crashes are counted apart.
--- ARGV: crashes that make a poison job
--- Returns the keys of all jobs whose lease had expired.
+-- ARGV: crashes that make a poison job, lease_s
+-- Returns the keys of the jobs whose lease had expired, at most 1,000 a call.
 local at, poison = now(), tonumber(ARGV[1])
+contact(at, tonumber(ARGV[2]))
 local expired = redis.call('ZRANGEBYSCORE', Q .. 'leases', '-inf', text(at), 'LIMIT', 0, 1000)
 for _, key in ipairs(expired) do
   local f = redis.call('HMGET', J .. key, 'prio', 'seq', 'body')

@@ -2,6 +2,7 @@
 -- ARGV: lease_s, then for each job: key, token
 -- Returns for each job 1 extended, 0 no longer held.
 local at, lease, said = now(), tonumber(ARGV[1]), {}
+contact(at, lease)
 for i = 2, #ARGV, 2 do
   local job = redis.call('HMGET', J .. ARGV[i], 'state', 'tok')
   local held = job[1] == ACTIVE and job[2] == ARGV[i + 1]

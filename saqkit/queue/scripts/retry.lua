@@ -4,7 +4,7 @@
 local at, tick, said = now(), tonumber(ARGV[1]), {}
 for i = 2, #ARGV, 5 do
   local key, token, delay = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3])
-  local held = holds(key, token, delay > 0 and SCHEDULED or QUEUED)
+  local held = holds(key, token, SCHEDULED, QUEUED)
   if held == 1 then
     record('retry', key, at, ARGV[i + 4])
     redis.call('ZREM', Q .. 'leases', key)
