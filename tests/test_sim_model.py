@@ -110,6 +110,17 @@ def test_a_retry_wakes_on_the_tick_after_its_delay(retry: dict[str, Any]) -> Non
     assert retried > 20
 
 
+def test_a_retry_without_a_delay_joins_the_line_at_once_whatever_the_tick() -> None:
+    fields = {"queues__notifications__tick_s": 5.0, "providers__email__temporary_share": 0.5}
+    retry = {"max_attempts": 3, "backoff": "fixed", "delay_s": 0.0}
+    jobs = run(lab(job_types__notify__retry=retry, **fields), 400).query("job_type == 'notify'")
+    again = jobs[jobs["attempt"] > 1]
+    assert len(again) > 5
+    ended = jobs.set_index(["job", "attempt"])["finished_at"]
+    for row in again.itertuples():
+        assert row.ready_at == ended[row.job, row.attempt - 1]
+
+
 def test_a_high_priority_job_never_waits_for_a_lower_one() -> None:
     workload = Workload.parse({"arrivals": {"kind": "poisson", "rate_per_s": 60, "duration_s": 10}})
     frame = run(Topology.parse(TWO_LEVELS), workload=workload)

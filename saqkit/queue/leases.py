@@ -14,7 +14,7 @@ import redis.asyncio as aioredis
 from saq.job import Job
 
 from saqkit.errors import BrokerError
-from saqkit.queue.scripts_of_queue import AWAY, digest, source
+from saqkit.queue.scripts_of_queue import AWAY, digest, refusals, source
 
 logger = logging.getLogger("saqkit")
 
@@ -104,10 +104,11 @@ class LeaseKeeper:
                     self.discard(claim)
 
     def _call(self, args: list[str]) -> Any:
-        try:
-            return self._client.evalsha(digest("renew"), len(self._keys), *self._keys, *args)
-        except redis.exceptions.NoScriptError:
-            return self._client.eval(source("renew"), len(self._keys), *self._keys, *args)
+        with refusals():
+            try:
+                return self._client.evalsha(digest("renew"), len(self._keys), *self._keys, *args)
+            except redis.exceptions.NoScriptError:
+                return self._client.eval(source("renew"), len(self._keys), *self._keys, *args)
 
 
 _TWINS: dict[type, type] = {

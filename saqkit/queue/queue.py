@@ -11,21 +11,21 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from redis import asyncio as aioredis
 from saq.job import TERMINAL_STATUSES, Job, Status
-from saq.queue.redis import RedisQueue
 from saq.utils import now as now_ms
 from saq.utils import now_seconds
 
 from saqkit.errors import BrokerError, UsageError
+from saqkit.queue.ended import row_of, stored_body
 from saqkit.queue.leases import Claim, LeaseKeeper
-from saqkit.queue.listening import CAUGHT_UP, Listener
-from saqkit.queue.scripts_of_queue import AWAY, Flusher, call
+from saqkit.queue.scripts_of_queue import AWAY, Flusher
+from saqkit.queue.silent_slots import SilentSlots
+from saqkit.queue.stored import LEVELS, StoredJobs
 from saqkit.queue.taking import Taker
+from saqkit.queue.upkeep import Upkeep
 from saqkit.spec.backoff import Retry
 from saqkit.spec.draws import Stream, uniform
 from saqkit.spec.lifecycle import POISON_CRASHES, State
@@ -33,20 +33,8 @@ from saqkit.spec.topology import Priority, RateLimit
 
 logger = logging.getLogger("saqkit")
 
-STATUS = {
-    State.QUEUED: Status.QUEUED,
-    State.SCHEDULED: Status.QUEUED,
-    State.ACTIVE: Status.ACTIVE,
-    State.DONE: Status.COMPLETE,
-    State.DEAD: Status.FAILED,
-    State.CANCELLED: Status.ABORTED,
-}
-"""What SAQ calls each state of a job."""
 
-LEVELS = [int(level) for level in Priority]
-
-
-class Queue(RedisQueue):
+class Queue(StoredJobs):
     """A queue on Redis or Valkey.
 
     Args beyond `RedisQueue`'s:
@@ -92,27 +80,12 @@ class Queue(RedisQueue):
         super().__init__(redis, name, dump, load, max_concurrent_ops, swept_error_message)
         self.rate_limit, self.policies, self.seed = rate_limit, dict(policies or {}), seed
         self.lease_s, self.sweep_s, self.tick_s, self.dead_retention_s = lease_s, sweep_s, tick_s, dead_retention_s
-        self.keys = [self.namespace(""), f"saq:job:{{{name}}}:"]
         self.worker_name = f"{socket.gethostname()}.{os.getpid()}"
-        self._pubsub = Listener(redis.pubsub(), prefix=self.keys[1])
         self._flusher = Flusher(redis, self.keys)
         self._taker = Taker(self)
         self._leases: LeaseKeeper | None = None
-        self._claims: dict[str, Claim] = {}
-        self._upkeep: asyncio.Task[None] | None = None
-        self._failing: set[asyncio.Task[None]] = set()
-
-    def namespace(self, key: str) -> str:
-        """The Redis key of a part of this queue; all of them lie in one slot of a cluster."""
-        return f"saq:{{{self.name}}}:{key}"
-
-    def key_of(self, job_key: str) -> str:
-        """The Redis key of a job's hash."""
-        return self.keys[1] + job_key
-
-    async def run_script(self, name: str, *args: Any) -> Any:
-        """Run one of the queue's scripts (see `saqkit/queue/scripts`) with the queue's keys."""
-        return await call(self.redis, name, self.keys, args)
+        self._upkeep = Upkeep(self)
+        self._slots = SilentSlots(self)
 
     # --- enqueue ---------------------------------------------------------------------------------------------------
 
@@ -167,29 +140,11 @@ class Queue(RedisQueue):
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> Job | None:
         """Take the next job, waiting at most `timeout` seconds (0: until there is one); None if there was none."""
-        if self._upkeep is None or self._upkeep.done():
-            self._upkeep = asyncio.create_task(self._look_after(), name="saqkit-upkeep")
-        job, slot = await self._taker.take(timeout), asyncio.current_task()
-        if job is not None and slot is not None and slot.get_name() == "process":
-            slot.add_done_callback(partial(self._slot_ended, job))
+        self._upkeep.start()
+        job = await self._taker.take(timeout)
+        if job is not None:
+            self._slots.watch(job)
         return job
-
-    def _slot_ended(self, job: Job, slot: asyncio.Task[Any]) -> None:
-        """SAQ's worker says nothing of a function that cancels itself: without this the job would never end."""
-
-        claim = self.claim_of(job)
-        if claim is None or claim.said is not None or slot.cancelling():
-            return
-
-        async def fail() -> None:
-            await asyncio.sleep(1)  # it may be an abort, of which the worker speaks later
-            if claim.said is None and not claim.lost:
-                error = "CancelledError: the function cancelled itself"
-                await (self.retry(job, error) if job.retryable else self.finish(job, Status.FAILED, error=error))
-
-        task = asyncio.create_task(fail(), name="saqkit-fail")
-        self._failing.add(task)
-        task.add_done_callback(self._failing.discard)
 
     def claimed(self, row: list[Any], taken_at: float) -> Job:
         """The job of a row of `take.lua`, claimed by this process: its lease is renewed from now on."""
@@ -223,10 +178,6 @@ class Queue(RedisQueue):
         job.__dict__["claim"] = claim
         return claim
 
-    def claim_of(self, job: Job) -> Claim | None:
-        """This process's claim on `job`, None if it holds none."""
-        return job.__dict__.get("claim") or self._claims.get(job.key)
-
     @property
     def clock_offset_s(self) -> float:
         """Seconds to add to this process's `time.time()` to get the server's clock."""
@@ -246,11 +197,13 @@ class Queue(RedisQueue):
             await self._finish(ended, status, result=result, error=error)
             job.replace(ended)
         elif status == Status.COMPLETE:
-            await self._end(claim, "finish", (), self._body(job, claim), job.ttl, self.row(job))
+            await self._end(claim, "finish", (), stored_body(self, job, claim), job.ttl, row_of(self, job, claim))
         elif status == Status.ABORTED:
-            await self._end(claim, "cancel", None, error or "aborted", job.ttl, claim.token, self.row(job), 0)
+            await self._end(
+                claim, "cancel", None, error or "aborted", job.ttl, claim.token, row_of(self, job, claim), 0
+            )
         else:
-            await self._end(claim, "bury", (), self._body(job, claim), "", self.row(job))
+            await self._end(claim, "bury", (), stored_body(self, job, claim), "", row_of(self, job, claim))
 
     async def _retry(self, job: Job, error: str | None) -> None:
         claim = self.claim_of(job)
@@ -265,13 +218,15 @@ class Queue(RedisQueue):
         else:
             job.scheduled = 0
             delay_s = self.delay_s(job)
-            await self._end(claim, "retry", (self.tick_s,), self._body(job, claim), delay_s, self.row(job))
+            await self._end(
+                claim, "retry", (self.tick_s,), stored_body(self, job, claim), delay_s, row_of(self, job, claim)
+            )
 
     async def release(self, job: Job) -> None:
         """Give a taken job back to its old place in the line; the attempt is not counted."""
         claim = self.claim_of(job)
         if claim is not None:
-            await self._end(claim, "release", (), self._body(job, claim), self.row(job))
+            await self._end(claim, "release", (), stored_body(self, job, claim), row_of(self, job, claim))
 
     async def _end(self, claim: Claim, name: str, head: tuple[Any, ...] | None, *facts: Any) -> None:
         """Say the transition that ends `claim`; there is only one, whatever a slot says after it was cancelled."""
@@ -300,29 +255,6 @@ class Queue(RedisQueue):
         first = users[0] if users and isinstance(users[0], int) else 0
         event = int(event) if str(event).isdecimal() else 0
         return policy.delay_after(failed, uniform(self.seed, Stream.JITTER, event, first, failed))
-
-    def _body(self, job: Job, claim: Claim) -> bytes:
-        """What is stored of a job whose attempt has ended: this must not fail, the work is done (D15)."""
-        for _ in range(2):
-            with suppress(Exception):
-                body = self.serialize(job)
-                return body.encode() if isinstance(body, str) else body
-            job.result = None if job.result is None else _described(job.result)
-        stored = self.deserialize(claim.body)  # the function has put something strange into its own job
-        assert stored is not None
-        job.meta, job.kwargs = stored.meta, stored.kwargs
-        with suppress(Exception):
-            body = self.serialize(job)
-            return body.encode() if isinstance(body, str) else body
-        return claim.body
-
-    def row(self, job: Job) -> str:
-        """What the attempts table needs and only the worker knows, as JSON (see `saqkit.worker.recording`)."""
-        claim = self.claim_of(job)
-        facts = {"started_at": job.started / 1000 + self.clock_offset_s, **(claim.facts if claim else {})}
-        error = (job.error or "").strip().rsplit("\n", 1)[-1].split(":", 1)[0] if job.error else ""
-        known = {"function": job.function, "meta": job.meta, "error": error[:200], **facts}
-        return json.dumps(known, default=_described)
 
     # --- what SAQ's users call -------------------------------------------------------------------------------------
 
@@ -379,103 +311,6 @@ class Queue(RedisQueue):
             logger.warning("recovered %d jobs of workers that are gone: %s", len(swept), ", ".join(swept[:5]))
         return swept
 
-    async def job(self, job_key: str) -> Job | None:
-        """The job of a key, None if there is none."""
-        return (await self.jobs([job_key]))[0]
-
-    async def jobs(self, job_keys: Iterable[str]) -> list[Job | None]:
-        """The jobs of keys, None where there is none."""
-        async with self._op_sem, self.redis.pipeline(transaction=False) as pipe:
-            for key in job_keys:
-                pipe.hmget(self.key_of(key), ["body", "state", "att", "err", "at_t", "worker"])
-            return [self._stored(fields) for fields in await pipe.execute()]
-
-    async def _get_job_by_id(self, job_id: bytes | str) -> Job | None:
-        text = job_id.decode() if isinstance(job_id, bytes) else job_id
-        return await self.job(self.job_key_from_id(text))
-
-    def _stored(self, fields: list[Any]) -> Job | None:
-        body, state, attempts, error, taken_at, worker = fields
-        if body is None:
-            return None
-        job = self.deserialize(body, STATUS[State(int(state))])
-        assert job is not None
-        job.attempts = int(attempts or 0)
-        if error is not None:
-            job.error = error.decode()
-        if job.status == Status.ACTIVE:
-            job.started, job.worker_id = job.started or int(float(taken_at) * 1000), worker.decode()
-            claim = self._claims.get(job.key)
-            if claim is not None and claim.lost:  # so that SAQ's worker stops what it no longer holds
-                job.status = Status.ABORTING
-        return job
-
-    async def iter_jobs(self, statuses: list[Status] = list(Status), batch_size: int = 100) -> Any:  # noqa: B006
-        """All jobs of the queue in some statuses, in no order."""
-        cursor = 0
-        while True:
-            cursor, found = await self.redis.scan(cursor=cursor, match=self.key_of("*"), count=batch_size)
-            for job in await self.jobs(key.decode()[len(self.keys[1]) :] for key in found):
-                if job and job.status in statuses:
-                    yield job
-            if cursor <= 0:
-                return
-
-    async def count(self, kind: Literal["queued", "active", "incomplete", "scheduled", "dead"]) -> int:
-        """How many jobs are queued, active, scheduled, dead, or incomplete (the first three together)."""
-        names = {"queued": [f"queued:{level}" for level in LEVELS], "active": ["leases"], "scheduled": ["scheduled"],
-                 "dead": ["dead"]}  # fmt: skip
-        names["incomplete"] = names["queued"] + names["active"] + names["scheduled"]
-        if kind not in names:
-            raise ValueError(f"Can't count unknown type {kind}")
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for name in names[kind]:
-                pipe.zcard(self.namespace(name))
-            return sum(await pipe.execute())
-
-    async def info(self, jobs: bool = False, offset: int = 0, limit: int = 10) -> Any:
-        """What SAQ's `info` returns: workers, counts, and (with `jobs`) the jobs that are active or next."""
-        infos = [key.decode() for key in await self.redis.zrangebyscore(self._stats, now_ms(), "inf")]
-        stored = await self.redis.mget(infos) if infos else []
-        workers = {key.rsplit(":", 1)[1]: json.loads(value) for key, value in zip(infos, stored, strict=True) if value}
-        listed: list[dict[str, Any]] = []
-        if jobs:
-            keys: list[bytes] = []
-            for name in ["leases", *(f"queued:{level}" for level in LEVELS), "scheduled"]:
-                keys += await self.redis.zrange(self.namespace(name), 0, offset + limit - 1)
-            found = await self.jobs(key.decode() for key in keys[offset : offset + limit])
-            listed = [job.to_dict() for job in found if job is not None]
-        return {
-            "workers": workers,
-            "name": self.name,
-            "queued": await self.count("queued"),
-            "active": await self.count("active"),
-            "scheduled": await self.count("scheduled"),
-            "jobs": listed,
-        }
-
-    async def listen(
-        self, job_keys: Iterable[str], callback: Any, timeout: float | None = 10, poll_interval: float = 0.5
-    ) -> None:
-        """Call `callback(key, status)` whenever a job is told of, or has ended already, until it returns true."""
-        channels = [self.key_of(key) for key in job_keys]
-        if not channels:
-            return
-        async for message in self._pubsub.listen(*channels, timeout=timeout):
-            if message is CAUGHT_UP:
-                found = await self.jobs(channel[len(self.keys[1]) :] for channel in channels)
-                told = [(job.key, job.status) for job in found if job and job.status in TERMINAL_STATUSES]
-            else:
-                told = [(message["channel"][len(self.keys[1]) :], Status[message["data"].decode().upper()])]
-            for key, status in told:
-                stop = callback(key, status)
-                if await stop if asyncio.iscoroutine(stop) else stop:
-                    return
-
-    async def notify(self, job: Job) -> None:
-        """Tell those who listen a job's status."""
-        await self.redis.publish(self.key_of(job.key), job.status)
-
     # --- upkeep ----------------------------------------------------------------------------------------------------
 
     async def write_worker_info(self, worker_id: str, info: Any, ttl: int) -> None:
@@ -483,31 +318,11 @@ class Queue(RedisQueue):
         self.worker_name = worker_id
         await super().write_worker_info(worker_id, info, ttl)
 
-    async def _look_after(self) -> None:
-        """Recover what dead workers held, and forget old dead letters, for as long as this process takes jobs."""
-        forgotten = 0.0
-        while True:
-            try:
-                await self.sweep()
-                if time.monotonic() - forgotten > 60:
-                    while await self.run_script("forget", self.dead_retention_s) == 1000:
-                        pass
-                    forgotten = time.monotonic()
-            except AWAY as error:
-                logger.debug("upkeep of queue %s: broker away (%s)", self.name, error)
-            except Exception:
-                logger.exception("upkeep of queue %s", self.name)
-            await asyncio.sleep(self.sweep_s)
-
     async def disconnect(self) -> None:
         """Give back what is still held, stop the upkeep, close every connection."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait([self._upkeep])
-            self._upkeep = None
+        await self._upkeep.stop()
         await self._taker.close()
-        for task in self._failing:
-            task.cancel()
+        self._slots.close()
         try:
             async with asyncio.timeout(5):
                 held = [claim.job for claim in self._claims.values()]
@@ -527,10 +342,3 @@ class Queue(RedisQueue):
 def _users(job: Job) -> Sequence[Any]:
     users = (job.kwargs or {}).get("users")
     return users if isinstance(users, list | tuple) else ()
-
-
-def _described(thing: Any) -> str:
-    try:
-        return repr(thing)
-    except Exception as error:
-        return f"<{type(thing).__name__} that has no text: {type(error).__name__}>"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,36 @@ from redis.asyncio import Redis
 from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    ResponseError,
     TimeoutError,
 )
 
 logger = logging.getLogger("saqkit")
 FOLDER = Path(__file__).parent / "scripts"
-AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
+AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, MasterDownError, OutOfMemoryError, OSError)
 """What a broker that is away, starting, failing over or full answers."""
 
 _LONGEST_PAUSE_S = 0.5
+_REFUSAL = re.compile(r"(^|-)(MISCONF|NOREPLICAS|BUSY|OOM|READONLY) ")  # within a script Redis 6 puts them behind "-"
+
+
+class Refused(ConnectionError):
+    """The server is there but writes nothing for now: its disk fails, a replica is missing, a script holds it up."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Make `Refused`, which is waited out like an outage, of the replies that redis-py knows only as an error."""
+    try:
+        yield
+    except ResponseError as error:
+        if _REFUSAL.search(str(error)):
+            raise Refused(str(error)) from error
+        raise
 
 
 @cache
@@ -67,10 +87,11 @@ class Backoff:
 
 async def call(client: Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
     """Run a script once; it is loaded if the server does not know it (a new or restarted server)."""
-    try:
-        return await client.evalsha(digest(name), len(keys), *keys, *args)  # type: ignore[misc]
-    except NoScriptError:
-        return await client.eval(source(name), len(keys), *keys, *args)  # type: ignore[misc]
+    with refusals():
+        try:
+            return await client.evalsha(digest(name), len(keys), *keys, *args)  # type: ignore[misc]
+        except NoScriptError:
+            return await client.eval(source(name), len(keys), *keys, *args)  # type: ignore[misc]
 
 
 Said = asyncio.Future[int]
@@ -132,6 +153,7 @@ class Flusher:
             except AWAY as error:
                 await self._backoff.wait(error)
             except Exception as error:
+                logger.exception("saqkit queue: %s of %d jobs failed, their leases will expire", name, len(jobs))
                 for _, future in jobs:
                     if not future.done():
                         future.set_exception(error)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from saq.job import Job
 
-from saqkit.queue.scripts_of_queue import AWAY, Backoff
+from saqkit.queue.scripts_of_queue import AWAY, Backoff, refusals
 
 if TYPE_CHECKING:
     from saqkit.queue.queue import Queue
@@ -145,4 +145,5 @@ class Taker:
         if pause_s < 0.01:
             await asyncio.sleep(pause_s)
         else:
-            await self._queue.redis.blpop([self._queue.namespace("wake")], timeout=pause_s)  # type: ignore[misc]
+            with refusals():
+                await self._queue.redis.blpop([self._queue.namespace("wake")], timeout=pause_s)  # type: ignore[misc]

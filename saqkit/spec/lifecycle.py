@@ -39,6 +39,7 @@ class Action(IntEnum):
     CANCEL = 10
     REPLAY = 11
     FORGET = 12
+    RETRY_NOW = 13
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(_S.QUEUED, _A.TAKE, _S.ACTIVE, "worker", "take.lua"),
     Transition(_S.ACTIVE, _A.FINISH, _S.DONE, "worker", "finish.lua", "done"),
     Transition(_S.ACTIVE, _A.RETRY, _S.SCHEDULED, "worker", "retry.lua", "retry"),
+    Transition(_S.ACTIVE, _A.RETRY_NOW, _S.QUEUED, "worker", "retry.lua", "retry"),
     Transition(_S.ACTIVE, _A.BURY, _S.DEAD, "worker", "bury.lua", "dead"),
     Transition(_S.ACTIVE, _A.RELEASE, _S.QUEUED, "worker", "release.lua", "released"),
     Transition(_S.ACTIVE, _A.RECOVER, _S.QUEUED, "recoverer", "recover.lua", "lost"),
@@ -101,8 +103,16 @@ def after(state: State, action: Action) -> State:
 
 
 def failed(attempt: int, max_attempts: int) -> Action:
-    """What follows a failed execution number `attempt` (from 1): another try, or the dead letters."""
+    """What follows a failed execution number `attempt` (from 1): another try, or the dead letters.
+
+    `retried` tells which kind of try it is.
+    """
     return Action.RETRY if attempt < max_attempts else Action.BURY
+
+
+def retried(delay_s: float) -> Action:
+    """How a failed job gets its next try: after its delay, on the tick, or, without one, at once."""
+    return Action.RETRY if delay_s > 0 else Action.RETRY_NOW
 
 
 def crashed(crashes: int) -> Action:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from saqkit.spec.lifecycle import NEXT, Action, State, on_tick
+from saqkit.spec.lifecycle import NEXT, Action, State, on_tick, retried
 from saqkit.spec.topology import JobType, Queue
 from sim.engine.parts import Window
 
@@ -103,11 +103,15 @@ class WaitingLine:
         self._levels[job.priority].append(job)
         self.ready += 1
 
-    def delay(self, job: Job, due_s: float) -> None:
-        """A failed job waits until the tick after `due_s`."""
-        job.step(Action.RETRY)
+    def retry(self, job: Job, now_s: float, delay_s: float) -> None:
+        """A failed job waits until the tick after its delay; without one it joins the line at once."""
+        action = retried(delay_s)
+        if action == Action.RETRY_NOW:
+            self.put(job, now_s, action)
+            return
+        job.step(action)
         self._numbers += 1
-        wakes_at = on_tick(due_s - self._tick_phase_s, self.spec.tick_s) + self._tick_phase_s
+        wakes_at = on_tick(now_s + delay_s - self._tick_phase_s, self.spec.tick_s) + self._tick_phase_s
         heapq.heappush(self._delayed, (wakes_at, self._numbers, job))
 
     def put_back(self, job: Job, now_s: float) -> None:

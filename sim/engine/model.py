@@ -178,7 +178,7 @@ class Model:
         if attempt.action == Action.RETRY:
             u = uniform(self.seed, Stream.JITTER, job.event, job.first, job.attempt)
             self.record.add(attempt, now, "retry", len(attempt.refused))
-            self.lines[job.type.queue].delay(job, now + job.type.retry.delay_after(job.attempt, u))
+            self.lines[job.type.queue].retry(job, now, job.type.retry.delay_after(job.attempt, u))
             self.wake(job.type.queue)  # somebody has to know when it is due
             job.attempt += 1
             if not job.type.fan_out:

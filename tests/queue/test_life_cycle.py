@@ -28,14 +28,16 @@ class Twin:
     async def step(self, key: str, action: Action, stale: bool) -> None:
         queue, run, self.calls = self.queue, self.queue.run_script, self.calls + 1
         token = "0" if stale else self.tokens[key]
-        fenced = stale and action in (Action.FINISH, Action.RETRY, Action.BURY, Action.RELEASE)
+        fenced = stale and action in (Action.FINISH, Action.RETRY, Action.RETRY_NOW, Action.BURY, Action.RELEASE)
         if action in (Action.ENQUEUE, Action.DELAY):
             due = 3_000 if action == Action.DELAY else 0
             await run("enqueue", 0.2, str(self.calls), 0, key, "{}", 3, due, 0, 0)
         elif action == Action.PROMOTE:
             await queue.redis.zadd(queue.namespace("scheduled"), {key: 1}, xx=True)
             await run("promote")
-        elif action == Action.TAKE and self.states[key] != State.SCHEDULED:  # by key it would be promoted first
+        elif action == Action.TAKE:
+            if self.states[key] == State.SCHEDULED:  # taken by its key, it is promoted on the way
+                self.follow(key, Action.PROMOTE)
             _, _, _, *rows = await run("take", 1, "w", 60, 0, 1, "jobs", "me", self.calls, key)
             self.tokens.update({row[0].decode(): row[1].decode() for row in rows})
         elif action == Action.FORGET:
@@ -49,6 +51,7 @@ class Twin:
             words: dict[Action, tuple[Any, ...]] = {
                 Action.FINISH: ("finish", key, token, "{}", 600, "{}"),
                 Action.RETRY: ("retry", 0.2, key, token, "{}", 600, "{}"),
+                Action.RETRY_NOW: ("retry", 0.2, key, token, "{}", 0, "{}"),
                 Action.BURY: ("bury", key, token, "{}", "", "{}"),
                 Action.RELEASE: ("release", key, token, "", "{}"),
                 Action.CANCEL: ("cancel", key, "no", 600, "", "{}", 0),
@@ -80,7 +83,9 @@ class Twin:
 
 
 @given(steps=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(ACTIONS), st.booleans()), max_size=60))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 async def test_the_server_follows_the_life_cycle(
     make_queue: Callable[..., Queue], steps: list[tuple[str, Action, bool]]
 ) -> None:

@@ -65,7 +65,7 @@ async def test_two_processes_together_keep_the_limit(
 
 
 async def test_a_job_heavier_than_the_limit_waits_for_an_empty_window_and_then_blocks(
-    make_queue: Callable[..., Queue]
+    make_queue: Callable[..., Queue],
 ) -> None:
     queue = make_queue(rate_limit=RateLimit(limit=10, period_s=0.2, unit="users"))
     sizes = {"light": 1, "heavy": 30, "after": 1}

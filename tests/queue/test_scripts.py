@@ -7,12 +7,13 @@ import re
 from collections.abc import Awaitable, Callable
 
 import pytest
-from saq.job import Job
+from redis.exceptions import ResponseError
+from saq.job import Job, Status
 from saq.worker import Worker
 
 from saqkit.broker import PrivateBroker
 from saqkit.queue.queue import Queue
-from saqkit.queue.scripts_of_queue import FOLDER, names
+from saqkit.queue.scripts_of_queue import FOLDER, Refused, names, refusals
 from saqkit.spec.lifecycle import TRANSITIONS
 
 READ_ONLY = {"audit", "renew", "update", "promote"}
@@ -33,9 +34,7 @@ def test_every_key_of_a_script_is_in_the_schema() -> None:
     schema = (FOLDER / "keys.lua").read_text(encoding="utf-8")
     listed = set(re.findall(r"^-- \| Q (\w+)", schema, re.M))
     used = {
-        key
-        for path in FOLDER.glob("*.lua")
-        for key in re.findall(r"Q \.\. '(\w+)", path.read_text(encoding="utf-8"))
+        key for path in FOLDER.glob("*.lua") for key in re.findall(r"Q \.\. '(\w+)", path.read_text(encoding="utf-8"))
     }
     assert used == listed
 
@@ -72,6 +71,45 @@ async def test_a_forgotten_script_cache_loses_and_doubles_nothing(queue: Queue, 
 
     assert await drained(redis_url, queue, flush) == {str(n): 1 for n in range(600)}
     assert await queue.count("incomplete") == 0
+
+
+async def test_a_server_that_refuses_to_write_is_waited_for(
+    queue: Queue, counts: Callable[[Queue], Awaitable[dict[str, int]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    await queue.enqueue("f", key="k")
+    job = await queue.dequeue()
+    assert job is not None
+    await queue.redis.config_set("min-replicas-to-write", 1)
+    try:
+        finishing = asyncio.create_task(queue.finish(job, Status.COMPLETE, result=1))
+        async with asyncio.timeout(10):
+            while "NOREPLICAS" not in caplog.text:
+                await asyncio.sleep(0.01)
+        with pytest.raises(Refused, match="NOREPLICAS"):
+            await queue.enqueue("f")
+        assert not finishing.done()
+    finally:
+        await queue.redis.config_set("min-replicas-to-write", 0)
+    await finishing
+    assert await counts(queue) == {"complete": 1}
+    assert "broker is back" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("MISCONF Errors writing to the AOF file: No space left on device", Refused),
+        ("BUSY Redis is busy running a script.", Refused),
+        ("Error running script (call to f_1): @user_script:9: -OOM command not allowed", Refused),
+        ("BUSYKEY Target key name already exists.", ResponseError),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", ResponseError),
+    ],
+)
+def test_only_what_may_pass_by_itself_is_waited_for(reply: str, expected: type[Exception]) -> None:
+    with pytest.raises(expected) as caught, refusals():
+        raise ResponseError(reply)
+    assert type(caught.value) is expected
+    assert str(caught.value) == reply
 
 
 async def test_a_restart_of_the_server_loses_and_doubles_nothing(

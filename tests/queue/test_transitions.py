@@ -22,6 +22,7 @@ PLACE = {State.QUEUED: ["queued:3"], State.SCHEDULED: ["scheduled"], State.ACTIV
 COUNTED = {
     Action.FINISH: ["complete"],
     Action.RETRY: ["retried"],
+    Action.RETRY_NOW: ["retried"],
     Action.BURY: ["failed"],
     Action.RELEASE: ["released"],
     Action.RECOVER: ["lost"],
@@ -73,7 +74,8 @@ async def do(queue: Queue, job: Job, action: Action) -> None:
             assert (await taken(queue)).key == "k"
         case Action.FINISH:
             await queue.finish(job, Status.COMPLETE, result=1)
-        case Action.RETRY:
+        case Action.RETRY | Action.RETRY_NOW:
+            job.retry_delay = 100 if action == Action.RETRY else 0
             await queue.retry(job, "ValueError: no")
         case Action.BURY:
             await queue.finish(job, Status.FAILED, error="ValueError: no")
@@ -147,6 +149,7 @@ async def test_what_the_life_cycle_does_not_allow_changes_nothing(queue: Queue, 
         Action.TAKE: ("take", 1, "w", 5, 0, 1, "jobs", "x", 0, "" if state == State.SCHEDULED else "k"),
         Action.FINISH: ("finish", "k", "0", "{}", 600, "{}"),
         Action.RETRY: ("retry", 0.2, "k", "0", "{}", 1, "{}"),
+        Action.RETRY_NOW: ("retry", 0.2, "k", "0", "{}", 0, "{}"),
         Action.BURY: ("bury", "k", "0", "{}", "", "{}"),
         Action.RELEASE: ("release", "k", "0", "", "{}"),
         Action.RECOVER: ("recover", 3, 5),

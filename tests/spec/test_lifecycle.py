@@ -21,6 +21,7 @@ from saqkit.spec.lifecycle import (
     crashed,
     failed,
     on_tick,
+    retried,
 )
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,6 +88,13 @@ def test_every_script_that_is_named_exists(script: str) -> None:
 def test_a_failed_job_is_tried_again_until_its_last_attempt(attempt: int, most: int) -> None:
     assert failed(attempt, most) == (Action.RETRY if attempt < most else Action.BURY)
     assert after(State.ACTIVE, failed(attempt, most)) in (State.SCHEDULED, State.DEAD)
+
+
+def test_a_retry_waits_for_its_delay_and_without_one_for_nothing() -> None:
+    assert after(State.ACTIVE, retried(0.001)) is State.SCHEDULED
+    assert after(State.ACTIVE, retried(0)) is State.QUEUED
+    outcomes = {t.outcome for t in TRANSITIONS if t.action in (Action.RETRY, Action.RETRY_NOW)}
+    assert outcomes == {"retry"}
 
 
 def test_a_job_that_crashes_its_worker_too_often_is_poison() -> None:

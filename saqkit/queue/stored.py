@@ -1,0 +1,154 @@
+"""What is stored of the jobs of a queue: looking it up, counting it, listening to its changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from redis import asyncio as aioredis
+from saq.job import TERMINAL_STATUSES, Job, Status
+from saq.queue.redis import RedisQueue
+from saq.utils import now as now_ms
+
+from saqkit.queue.leases import Claim
+from saqkit.queue.listening import CAUGHT_UP, Listener
+from saqkit.queue.scripts_of_queue import call
+from saqkit.spec.lifecycle import State
+from saqkit.spec.topology import Priority
+
+STATUS = {
+    State.QUEUED: Status.QUEUED,
+    State.SCHEDULED: Status.QUEUED,
+    State.ACTIVE: Status.ACTIVE,
+    State.DONE: Status.COMPLETE,
+    State.DEAD: Status.FAILED,
+    State.CANCELLED: Status.ABORTED,
+}
+"""What SAQ calls each state of a job."""
+
+LEVELS = [int(level) for level in Priority]
+
+
+class StoredJobs(RedisQueue):
+    """The reading half of a queue; see `Queue`."""
+
+    def __init__(self, redis: aioredis.Redis, name: str, *options: Any) -> None:
+        super().__init__(redis, name, *options)
+        self.keys = [self.namespace(""), f"saq:job:{{{name}}}:"]
+        self._pubsub = Listener(redis.pubsub(), prefix=self.keys[1])
+        self._claims: dict[str, Claim] = {}
+
+    def namespace(self, key: str) -> str:
+        """The Redis key of a part of this queue; all of them lie in one slot of a cluster."""
+        return f"saq:{{{self.name}}}:{key}"
+
+    def key_of(self, job_key: str) -> str:
+        """The Redis key of a job's hash."""
+        return self.keys[1] + job_key
+
+    async def run_script(self, name: str, *args: Any) -> Any:
+        """Run one of the queue's scripts (see `saqkit/queue/scripts`) with the queue's keys."""
+        return await call(self.redis, name, self.keys, args)
+
+    def claim_of(self, job: Job) -> Claim | None:
+        """This process's claim on `job`, None if it holds none."""
+        return job.__dict__.get("claim") or self._claims.get(job.key)
+
+    async def job(self, job_key: str) -> Job | None:
+        """The job of a key, None if there is none."""
+        return (await self.jobs([job_key]))[0]
+
+    async def jobs(self, job_keys: Iterable[str]) -> list[Job | None]:
+        """The jobs of keys, None where there is none."""
+        async with self._op_sem, self.redis.pipeline(transaction=False) as pipe:
+            for key in job_keys:
+                pipe.hmget(self.key_of(key), ["body", "state", "att", "err", "at_t", "worker"])
+            return [self._stored(fields) for fields in await pipe.execute()]
+
+    async def _get_job_by_id(self, job_id: bytes | str) -> Job | None:
+        text = job_id.decode() if isinstance(job_id, bytes) else job_id
+        return await self.job(self.job_key_from_id(text))
+
+    def _stored(self, fields: list[Any]) -> Job | None:
+        body, state, attempts, error, taken_at, worker = fields
+        if body is None:
+            return None
+        job = self.deserialize(body, STATUS[State(int(state))])
+        assert job is not None
+        job.attempts = int(attempts or 0)
+        if error is not None:
+            job.error = error.decode()
+        if job.status == Status.ACTIVE:
+            job.started, job.worker_id = job.started or int(float(taken_at) * 1000), worker.decode()
+            claim = self._claims.get(job.key)
+            if claim is not None and claim.lost:  # so that SAQ's worker stops what it no longer holds
+                job.status = Status.ABORTING
+        return job
+
+    async def iter_jobs(self, statuses: list[Status] = list(Status), batch_size: int = 100) -> Any:  # noqa: B006
+        """All jobs of the queue in some statuses, in no order."""
+        cursor = 0
+        while True:
+            cursor, found = await self.redis.scan(cursor=cursor, match=self.key_of("*"), count=batch_size)
+            for job in await self.jobs(key.decode()[len(self.keys[1]) :] for key in found):
+                if job and job.status in statuses:
+                    yield job
+            if cursor <= 0:
+                return
+
+    async def count(self, kind: Literal["queued", "active", "incomplete", "scheduled", "dead"]) -> int:
+        """How many jobs are queued, active, scheduled, dead, or incomplete (the first three together)."""
+        names = {"queued": [f"queued:{level}" for level in LEVELS], "active": ["leases"], "scheduled": ["scheduled"],
+                 "dead": ["dead"]}  # fmt: skip
+        names["incomplete"] = names["queued"] + names["active"] + names["scheduled"]
+        if kind not in names:
+            raise ValueError(f"Can't count unknown type {kind}")
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for name in names[kind]:
+                pipe.zcard(self.namespace(name))
+            return sum(await pipe.execute())
+
+    async def info(self, jobs: bool = False, offset: int = 0, limit: int = 10) -> Any:
+        """What SAQ's `info` returns: workers, counts, and (with `jobs`) the jobs that are active or next."""
+        infos = [key.decode() for key in await self.redis.zrangebyscore(self._stats, now_ms(), "inf")]
+        stored = await self.redis.mget(infos) if infos else []
+        workers = {key.rsplit(":", 1)[1]: json.loads(value) for key, value in zip(infos, stored, strict=True) if value}
+        listed: list[dict[str, Any]] = []
+        if jobs:
+            keys: list[bytes] = []
+            for name in ["leases", *(f"queued:{level}" for level in LEVELS), "scheduled"]:
+                keys += await self.redis.zrange(self.namespace(name), 0, offset + limit - 1)
+            found = await self.jobs(key.decode() for key in keys[offset : offset + limit])
+            listed = [job.to_dict() for job in found if job is not None]
+        return {
+            "workers": workers,
+            "name": self.name,
+            "queued": await self.count("queued"),
+            "active": await self.count("active"),
+            "scheduled": await self.count("scheduled"),
+            "jobs": listed,
+        }
+
+    async def listen(
+        self, job_keys: Iterable[str], callback: Any, timeout: float | None = 10, poll_interval: float = 0.5
+    ) -> None:
+        """Call `callback(key, status)` whenever a job is told of, or has ended already, until it returns true."""
+        channels = [self.key_of(key) for key in job_keys]
+        if not channels:
+            return
+        async for message in self._pubsub.listen(*channels, timeout=timeout):
+            if message is CAUGHT_UP:
+                found = await self.jobs(channel[len(self.keys[1]) :] for channel in channels)
+                told = [(job.key, job.status) for job in found if job and job.status in TERMINAL_STATUSES]
+            else:
+                told = [(message["channel"][len(self.keys[1]) :], Status[message["data"].decode().upper()])]
+            for key, status in told:
+                stop = callback(key, status)
+                if await stop if asyncio.iscoroutine(stop) else stop:
+                    return
+
+    async def notify(self, job: Job) -> None:
+        """Tell those who listen a job's status."""
+        await self.redis.publish(self.key_of(job.key), job.status)

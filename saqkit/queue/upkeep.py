@@ -1,0 +1,52 @@
+"""What every process that takes jobs does beside: recover what dead workers held, forget old dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from saqkit.queue.scripts_of_queue import AWAY
+
+if TYPE_CHECKING:
+    from saqkit.queue.queue import Queue
+
+logger = logging.getLogger("saqkit")
+
+FORGET_EVERY_S = 60
+
+
+class Upkeep:
+    """A task that sweeps every `sweep_s` of its queue, from the first `start` to `stop`."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, unless it runs already."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="saqkit-upkeep")
+
+    async def stop(self) -> None:
+        """End it, and wait until it has."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _run(self) -> None:
+        queue, forgotten = self._queue, 0.0
+        while True:
+            try:
+                await queue.sweep()
+                if time.monotonic() - forgotten > FORGET_EVERY_S:
+                    while await queue.run_script("forget", queue.dead_retention_s) == 1000:
+                        pass
+                    forgotten = time.monotonic()
+            except AWAY as error:
+                logger.debug("upkeep of queue %s: broker away (%s)", queue.name, error)
+            except Exception:
+                logger.exception("upkeep of queue %s", queue.name)
+            await asyncio.sleep(queue.sweep_s)
