@@ -153,10 +153,11 @@ async def test_a_server_that_drops_its_connections_loses_nothing(postgres_url: s
         await store.announce(title="T", topic="t", audience=Audience(), created_at=1.0)
         await store.begin_batch(1, range(1, USERS + 1), "email")
         ledger = Ledger(store, flush_every_s=60)
-        async with await Store.open(postgres_url) as other, other._database.writing() as connection:
-            others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            dropped = await connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) {others}")
-            assert dropped.scalars().all() == [True]
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        drop = f"SELECT pg_terminate_backend(pid) {others}"
+        async with await Store.open(postgres_url) as other:
+            dropped = await other._database.write(lambda connection: connection.exec_driver_sql(drop).scalars().all())
+            assert dropped == [True]
         for user in range(1, 51):
             ledger.add(sent(user))
         await ledger.flush()

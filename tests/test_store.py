@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, text
 
 from saqkit.app.audience import Audience
 from saqkit.app.store import GONE, Progress, Recipient, SendResult, Store, UserRow
@@ -110,11 +112,11 @@ async def test_postgresql_without_its_driver_names_the_extra(monkeypatch: pytest
 
 
 async def test_sqlite_is_opened_for_several_processes(tmp_path: Path) -> None:
-    async with await Store.open(f"sqlite:///{tmp_path}/store.db") as store, store._database.reading() as connection:
-        found = [
-            (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
-        ]
+    names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+    async with await Store.open(f"sqlite:///{tmp_path}/store.db") as store:
+        found = await store._database.read(
+            lambda connection: [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+        )
     assert found == ["wal", 1, 1, 10_000]
 
 
@@ -417,6 +419,52 @@ async def test_a_cancelled_transaction_leaves_nothing_and_blocks_nobody(store: S
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert len((await asyncio.wait_for(store.begin_batch(event, range(1, 101), "email"), 20)).pending) == 100
+
+
+async def test_closing_waits_for_a_transaction_whose_caller_was_cancelled(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/store.db"  # the address of former days
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(connection: Connection) -> None:
+        connection.execute(
+            text("INSERT INTO users (email, name, role, tenant, active) VALUES ('a@x', '', '', '', TRUE)")
+        )
+        begun.set()
+        assert go_on.wait(20)
+
+    store = await Store.open(url)
+    task = asyncio.create_task(store._database.write(slowly))
+    assert await asyncio.to_thread(begun.wait, 20)
+    waiting = asyncio.create_task(store.add_users([UserRow("b@x.example")]))
+    await asyncio.sleep(0)
+    for cancelled in (task, waiting):
+        cancelled.cancel()
+    await asyncio.wait([task, waiting], timeout=5)
+    assert task.cancelled()
+    assert waiting.cancelled()
+    closing = asyncio.create_task(store.close())
+    assert await store_is_locked(tmp_path / "store.db")
+    assert not closing.done()
+    go_on.set()
+    await asyncio.wait_for(closing, 20)
+    async with await Store.open(url) as reopened:
+        assert await reopened.count_users() == 1  # what had begun is committed, what only waited is not
+
+
+async def store_is_locked(path: Path) -> bool:
+    """Whether a transaction is open that another connection would have to wait for."""
+
+    def refused() -> bool:
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        finally:
+            connection.close()
+        return False
+
+    return await asyncio.to_thread(refused)
 
 
 async def test_a_lock_held_by_somebody_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,9 @@ def write(folder: Path, content: str | bytes) -> Path:
 
 
 async def stored(store: Store) -> list[tuple[str, str, str, str]]:
-    async with store._database.reading() as connection:
-        rows = await connection.execute(
-            select(users.c.email, users.c.name, users.c.role, users.c.tenant).order_by(users.c.id)
-        )
-        return [(str(email), str(name), str(role), str(tenant)) for email, name, role, tenant in rows.all()]
+    people = select(users.c.email, users.c.name, users.c.role, users.c.tenant).order_by(users.c.id)
+    rows = await store._database.read(lambda connection: connection.execute(people).all())
+    return [(str(email), str(name), str(role), str(tenant)) for email, name, role, tenant in rows]
 
 
 async def test_people_are_added_and_later_updated(store: Store, tmp_path: Path) -> None:

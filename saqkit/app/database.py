@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, TypeVar, cast
 
 from filelock import AsyncFileLock
 from filelock import Timeout as LockTimeout
-from sqlalchemy import URL, AdaptedConnection, Connection, event, exc, inspect, make_url, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, inspect, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from saqkit.app import tables
 from saqkit.errors import StoreError
@@ -27,23 +29,26 @@ _ADVISORY_LOCK = 0x5A90_4B17
 UPGRADES: Mapping[int, Callable[[Connection], None]] = {}
 
 Dialect = Literal["sqlite", "postgresql"]
+Result = TypeVar("Result")
 
 
 class Database:
-    """A pool of connections to a migrated database, with `reading()` and `writing()` transactions.
+    """Connections to a migrated database. A transaction is a function of a connection: `read(function)`, or
+    `write(function)`, which commits when the function returns, or not at all.
 
-    On SQLite a writing transaction is BEGIN IMMEDIATE: it waits for its turn before it has read anything, so it can
-    never fail half-way with "database is locked". The writers of one process queue in turn for a lock of their own,
-    because SQLite's own waiting is a poll that sleeps for up to 100 ms.
+    On SQLite a function runs in a thread from beginning to end, so that nobody holds the only writer's place while the
+    event loop is busy with something else. One thread writes: our own writers queue there, because SQLite's own waiting
+    is a poll that sleeps for up to 100 ms. BEGIN IMMEDIATE waits for the other processes before anything was read, so
+    a transaction cannot fail half-way with "database is locked". Whoever is cancelled does not stop the thread.
     """
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, where: str) -> None:
-        self.dialect: Dialect = dialect
-        self.where = where
+    def __init__(self, engine: Engine | AsyncEngine, pool_size: int) -> None:
+        self.dialect: Dialect = "sqlite" if isinstance(engine, Engine) else "postgresql"
+        self.where = str(engine.url.database) if isinstance(engine, Engine) else engine.url.render_as_string()
         self._engine = engine
-        self._writer = engine.execution_options(saqkit_writes=True)
-        self._turn = asyncio.Lock() if dialect == "sqlite" else None
-        self._failures = _failures(dialect)
+        self._writer = ThreadPoolExecutor(1, "saqkit-writer")  # without a thread until it is used
+        self._readers = ThreadPoolExecutor(max(pool_size - 1, 1), "saqkit-reader")
+        self._failures = _failures(self.dialect)
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 5) -> Database:
@@ -52,11 +57,7 @@ class Database:
         `sqlite:///FILE` (the file is made if need be, its folder is not) or `postgresql://USER:PASSWORD@HOST/NAME`;
         the async drivers may be named too. Raises `StoreError`.
         """
-        address = _address(url)
-        if address.get_backend_name() == "sqlite":
-            database = cls(_sqlite_engine(address, pool_size), "sqlite", str(address.database))
-        else:
-            database = cls(_postgresql_engine(address, pool_size), "postgresql", address.render_as_string())
+        database = cls(_engine(url, pool_size), pool_size)
         try:
             await database._migrate()
         except BaseException:
@@ -65,25 +66,29 @@ class Database:
         return database
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        """Waits for transactions that have begun, also for those whose callers were cancelled."""
+        if isinstance(self._engine, AsyncEngine):
+            await self._engine.dispose()
+            return
+        for threads in (self._readers, self._writer):
+            await asyncio.to_thread(threads.shutdown)
+        self._engine.dispose()
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to read from; each statement sees what was committed before it."""
-        try:
-            async with self._engine.connect() as connection:
-                yield connection
-        except self._failures as error:
-            raise self._explained(error) from error
+    async def read(self, function: Callable[[Connection], Result]) -> Result:
+        """What `function` reads; each of its statements sees what was committed before it."""
+        return await self._run(self._readers, function)
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that commits at the end of the block, or not at all."""
+    async def write(self, function: Callable[[Connection], Result]) -> Result:
+        """What `function` returns once its changes are committed."""
+        return await self._run(self._writer, function)
+
+    async def _run(self, threads: ThreadPoolExecutor, function: Callable[[Connection], Result]) -> Result:
         try:
-            async with AsyncExitStack() as stack:
-                if self._turn is not None:
-                    await stack.enter_async_context(self._turn)
-                yield await stack.enter_async_context(self._writer.begin())
+            if isinstance(self._engine, AsyncEngine):
+                async with self._engine.begin() as connection:
+                    return await connection.run_sync(function)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(threads, _in_thread, self._engine, threads is self._writer, function)
         except self._failures as error:
             raise self._explained(error) from error
 
@@ -98,14 +103,10 @@ class Database:
                     raise StoreError(f"{self.where}: another process has been migrating it for a minute") from error
                 except OSError as error:
                     raise self._explained(error) from error
-                async with self.reading() as connection:
-                    mode = (await connection.exec_driver_sql("PRAGMA journal_mode = WAL")).scalar()
+                mode = await self.read(lambda reader: reader.exec_driver_sql("PRAGMA journal_mode = WAL").scalar())
                 if mode != "wal":
                     raise StoreError(f"{self.where}: SQLite cannot use WAL here ({mode}); use a local disk")
-            connection = await stack.enter_async_context(self.writing())
-            if self.dialect == "postgresql":
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            await connection.run_sync(_upgrade, self.where)
+            await self.write(partial(_upgrade, where=self.where))
 
     def _explained(self, error: BaseException) -> StoreError:
         cause = getattr(error, "orig", None) or error
@@ -121,7 +122,7 @@ class Database:
         return StoreError(f"{self.where}: {reason}")
 
 
-def _address(url: str) -> URL:
+def _engine(url: str, pool_size: int) -> Engine | AsyncEngine:
     known = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
     try:
         address = make_url(url)
@@ -129,14 +130,14 @@ def _address(url: str) -> URL:
         raise StoreError(f'"{url}" is not the address of a database: {known}') from error
     match address.drivername:
         case "sqlite" | "sqlite+aiosqlite":
-            return address.set(drivername="sqlite+aiosqlite")
+            return _sqlite_engine(address.set(drivername="sqlite"), pool_size)
         case "postgresql" | "postgres" | "postgresql+asyncpg":
-            return address.set(drivername="postgresql+asyncpg")
+            return _postgresql_engine(address.set(drivername="postgresql+asyncpg"), pool_size)
         case other:
             raise StoreError(f'databases of kind "{other}" are not supported: {known}')
 
 
-def _sqlite_engine(address: URL, pool_size: int) -> AsyncEngine:
+def _sqlite_engine(address: URL, pool_size: int) -> Engine:
     if not address.database or ":memory:" in address.database:
         raise StoreError("a database in memory cannot be shared by processes: name a file, sqlite:///FILE")
     path = Path(address.database)
@@ -144,26 +145,22 @@ def _sqlite_engine(address: URL, pool_size: int) -> AsyncEngine:
         raise StoreError(f"{path}: the folder {path.absolute().parent} does not exist; make it first")
     if path.is_dir():
         raise StoreError(f"{path}: is a folder; name a file in it")
-    engine = create_async_engine(address, pool_size=pool_size, max_overflow=0, connect_args={"timeout": BUSY_TIMEOUT_S})
+    # Python's sqlite3 would else begin transactions by itself, deferred ones.
+    driver = {"timeout": BUSY_TIMEOUT_S, "isolation_level": None}
+    engine = create_engine(address, pool_size=pool_size, max_overflow=0, connect_args=driver)
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        # Python's sqlite3 would begin transactions by itself, deferred ones.
-        connection.isolation_level = None
-        for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("saqkit_writes"):
-            # Through the driver: one crossing to its thread, where a statement of SQLAlchemy's takes three.
-            cast("AdaptedConnection", connection.connection.dbapi_connection).run_async(
-                lambda driver: driver.execute("BEGIN IMMEDIATE")
-            )
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.executescript("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON")
 
     return engine
+
+
+def _in_thread(engine: Engine, writes: bool, function: Callable[[Connection], Result]) -> Result:
+    with engine.begin() as connection:
+        if writes:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return function(connection)
 
 
 def _postgresql_engine(address: URL, pool_size: int) -> AsyncEngine:
@@ -184,6 +181,8 @@ def _failures(dialect: Dialect) -> tuple[type[Exception], ...]:
 
 
 def _upgrade(connection: Connection, where: str) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
     present = set(inspect(connection).get_table_names())
     if tables.schema.name not in present:
         if foreign := sorted(present & set(tables.metadata.tables)):

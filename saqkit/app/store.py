@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Select, TextClause, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, TextClause, func, select, text
 
 from saqkit.app.audience import Audience
 from saqkit.app.database import Database
@@ -171,12 +172,7 @@ class Store:
         """Store people; whoever is known by tenant and email gets the new name and role. Returns how many were new."""
         added, remaining = 0, iter(rows)
         while chunk := [asdict(row) for row in islice(remaining, _ROWS_PER_TRANSACTION)]:
-            async with self._database.writing() as connection:
-                if self._database.dialect == "postgresql":  # else another import would be counted as ours
-                    await connection.execute(text("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"))
-                last = (await connection.execute(select(func.coalesce(func.max(users.c.id), 0)))).scalar_one()
-                await connection.execute(_UPSERT_USER, chunk)
-                added += (await connection.execute(_count(users.c.id > last))).scalar_one()
+            added += await self._database.write(partial(_add_users, chunk))
         return added
 
     async def add_numbered_users(self, count: int) -> int:
@@ -184,24 +180,24 @@ class Store:
 
         Adds only the ids that are missing and returns how many those were.
         """
-        async with self._database.writing() as connection:
-            added = (await connection.execute(_INSERT_NUMBERED, {"count": count})).rowcount
+
+        def add(connection: Connection) -> int:
+            added = connection.execute(_INSERT_NUMBERED, {"count": count}).rowcount
             if self._database.dialect == "postgresql":
-                await connection.execute(
-                    text("SELECT setval(pg_get_serial_sequence('users', 'id'), (SELECT max(id) FROM users))")
-                )
-        return added
+                connection.execute(_CONTINUE_IDS)
+            return added
+
+        return await self._database.write(add)
 
     async def remove_users(self, user_ids: Iterable[int]) -> int:
         """Delete people; their ledger rows stay. Returns how many there were."""
-        async with self._database.writing() as connection:
-            return (await connection.execute(users.delete().where(users.c.id.in_(list(user_ids))))).rowcount
+        gone = users.delete().where(users.c.id.in_(list(user_ids)))
+        return await self._database.write(lambda connection: connection.execute(gone).rowcount)
 
     async def count_users(self, audience: Audience | None = None) -> int:
         """How many active users `audience` has now (default: everybody)."""
-        async with self._database.reading() as connection:
-            count: int = (await connection.execute(_count(*_members(audience or Audience())))).scalar_one()
-        return count
+        count = _count(*_members(audience or Audience()))
+        return await self._database.read(lambda connection: connection.execute(count).scalar_one())
 
     # -- events and outbox
 
@@ -236,47 +232,48 @@ class Store:
             "tenant": tenant,
             "created_at": created_at,
         }
-        async with self._database.writing() as connection:
-            event_id = (await connection.execute(_INSERT_EVENT, values)).scalar()
+
+        def store(connection: Connection) -> Announcement:
+            event_id = connection.execute(_INSERT_EVENT, values).scalar()
             if event_id is None:
                 known = select(events.c.id).where(events.c.tenant == tenant, events.c.key == key)
-                return Announcement((await connection.execute(known)).scalar_one(), new=False)
-            await connection.execute(_INSERT_OUTBOX, {"event": event_id, "created_at": created_at})
-        return Announcement(event_id, new=True)
+                return Announcement(connection.execute(known).scalar_one(), new=False)
+            connection.execute(_INSERT_OUTBOX, {"event": event_id, "created_at": created_at})
+            return Announcement(event_id, new=True)
+
+        return await self._database.write(store)
 
     async def undelivered(self, limit: int = 100) -> list[int]:
         """Events that no broker has yet, oldest first."""
         waiting = select(outbox.c.event_id).where(outbox.c.delivered_at.is_(None))
-        async with self._database.reading() as connection:
-            return list((await connection.execute(waiting.order_by(outbox.c.event_id).limit(limit))).scalars())
+        oldest = waiting.order_by(outbox.c.event_id).limit(limit)
+        return await self._database.read(lambda connection: list(connection.execute(oldest).scalars()))
 
     async def mark_delivered(self, event_ids: Sequence[int], *, at: float | None = None) -> None:
         """The broker has these events since `at` (default: now)."""
-        delivered = outbox.update().where(outbox.c.event_id.in_(event_ids), outbox.c.delivered_at.is_(None))
-        async with self._database.writing() as connection:
-            await connection.execute(delivered.values(delivered_at=_now(at)))
+        waiting = outbox.update().where(outbox.c.event_id.in_(event_ids), outbox.c.delivered_at.is_(None))
+        delivered = waiting.values(delivered_at=_now(at))
+        await self._database.write(lambda connection: connection.execute(delivered))
 
     async def event(self, event_id: int) -> EventRow | None:
-        async with self._database.reading() as connection:
-            row = (await connection.execute(select(events).where(events.c.id == event_id))).mappings().one_or_none()
+        known = select(events).where(events.c.id == event_id)
+        row = await self._database.read(lambda connection: connection.execute(known).mappings().one_or_none())
         return EventRow(**{**row, "audience": Audience.from_json(row["audience"])}) if row else None
 
     # -- fan-out
 
     async def audience_page(self, event_id: int, after: int, limit: int) -> list[int]:
         """Ids of the next `limit` active users of the event's audience, all greater than `after`, in order."""
-        event = await self.event(event_id)
-        if event is None:
+        if (event := await self.event(event_id)) is None:
             raise UsageError(f"there is no event {event_id}")
-        page = select(users.c.id).where(users.c.id > after, *_members(event.audience)).order_by(users.c.id)
-        async with self._database.reading() as connection:
-            return list((await connection.execute(page.limit(limit))).scalars())
+        members = select(users.c.id).where(users.c.id > after, *_members(event.audience))
+        page = members.order_by(users.c.id).limit(limit)
+        return await self._database.read(lambda connection: list(connection.execute(page).scalars()))
 
     async def fan_out_cursor(self, event_id: int, job_type: str) -> int:
         """The last user id whose batch is known to be enqueued; 0 before the first."""
-        async with self._database.reading() as connection:
-            found = await connection.execute(_SELECT_CURSOR, {"event": event_id, "job_type": job_type})
-            return found.scalar() or 0
+        values = {"event": event_id, "job_type": job_type}
+        return await self._database.read(lambda connection: connection.execute(_SELECT_CURSOR, values).scalar() or 0)
 
     async def advance_fan_out(
         self,
@@ -302,8 +299,7 @@ class Store:
             "users": users,
             "finished_at": _now(at) if finished else None,
         }
-        async with self._database.writing() as connection:
-            await connection.execute(_ADVANCE, values)
+        await self._database.write(lambda connection: connection.execute(_ADVANCE, values))
 
     # -- ledger
 
@@ -313,13 +309,16 @@ class Store:
         Whoever was deleted or deactivated since the fan-out is `gone`: failed from now on, as the ledger says.
         """
         values = self._among(event_id, users, channel)
-        async with self._database.writing() as connection:
-            await connection.execute(self._insert_pending, {**values, "error": "", "at": None})
-            rows = (await connection.execute(self._select_pending, values)).all()
+
+        def begin(connection: Connection) -> Batch:
+            connection.execute(self._insert_pending, {**values, "error": "", "at": None})
+            rows = connection.execute(self._select_pending, values).all()
             if gone := [row[0] for row in rows if row[1] is None]:
-                values = self._among(event_id, gone, channel)
-                await connection.execute(self._insert_failed, {**values, "error": GONE, "at": None})
-        return Batch([Recipient(*row) for row in rows if row[1] is not None], len(gone))
+                missing = self._among(event_id, gone, channel)
+                connection.execute(self._insert_failed, {**missing, "error": GONE, "at": None})
+            return Batch([Recipient(*row) for row in rows if row[1] is not None], len(gone))
+
+        return await self._database.write(begin)
 
     async def record_results(self, results: Sequence[SendResult]) -> None:
         """Write how sends ended. What is sent stays sent, and a failure never overwrites anything but pending."""
@@ -340,8 +339,7 @@ class Store:
             }
             for result in ordered
         ]
-        async with self._database.writing() as connection:
-            await connection.execute(_RECORD, values)
+        await self._database.write(lambda connection: connection.execute(_RECORD, values))
 
     async def abandon(
         self, event_id: int, users: Sequence[int], channel: str, error: str, *, at: float | None = None
@@ -351,41 +349,27 @@ class Store:
         Returns how many those were.
         """
         values = {**self._among(event_id, users, channel), "error": _storable(error), "at": _now(at)}
-        async with self._database.writing() as connection:
-            return (await connection.execute(self._insert_failed, values)).rowcount
+        return await self._database.write(lambda connection: connection.execute(self._insert_failed, values).rowcount)
 
     async def reopen(self, event_id: int, users: Sequence[int], channel: str) -> int:
         """A dead letter is replayed: those of its `users` who failed are pending again. Returns how many."""
-        async with self._database.writing() as connection:
-            return (await connection.execute(self._reopen, self._among(event_id, users, channel))).rowcount
+        values = self._among(event_id, users, channel)
+        return await self._database.write(lambda connection: connection.execute(self._reopen, values).rowcount)
 
     async def progress(self, event_id: int) -> Progress:
-        async with self._database.reading() as connection:
-            found, pages, finished = (await connection.execute(_FAN_OUTS, {"event": event_id})).one()
-            rows = (await connection.execute(_COUNT_BY_STATUS, {"event": event_id})).all()
-        by_status: dict[str, int] = {row[0]: row[1] for row in rows}
-        sent, failed = by_status.get("sent", 0), by_status.get("failed", 0)
-        total = max(found, sum(by_status.values()))
-        return Progress(
-            users=total,
-            pending=total - sent - failed,
-            sent=sent,
-            failed=failed,
-            percent=100 * (sent + failed) / total if total else 0.0,
-            fan_out_finished=pages > 0 and finished == pages,
-        )
+        return await self._database.read(partial(_progress, event_id))
 
     async def ended(self, event_id: int, users: Sequence[int], channel: str) -> list[tuple[str, float | None]]:
         """(status, when) of those of `users` whose send has ended, in no order."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(self._ended, self._among(event_id, users, channel))
-            return [(status, at) for status, at in rows]
+        values = self._among(event_id, users, channel)
+        rows = await self._database.read(lambda connection: connection.execute(self._ended, values).all())
+        return [(status, at) for status, at in rows]
 
     async def failures(self, event_id: int, limit: int = 100) -> list[Failure]:
         """Who was not served, and why, in order of user id."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(_FAILURES, {"event": event_id, "limit": limit})
-            return [Failure(*row) for row in rows]
+        values = {"event": event_id, "limit": limit}
+        rows = await self._database.read(lambda connection: connection.execute(_FAILURES, values).all())
+        return [Failure(*row) for row in rows]
 
     def _among(self, event_id: int, users: Sequence[int], channel: str) -> dict[str, Any]:
         """The parameters of a statement over a batch: the ids are one parameter, however many there are."""
@@ -407,6 +391,7 @@ _INSERT_NUMBERED = text(
     f" CASE i % 3 WHEN 0 THEN '{TENANTS[0]}' WHEN 1 THEN '{TENANTS[1]}' ELSE '{TENANTS[2]}' END, TRUE"
     " FROM numbers WHERE TRUE ON CONFLICT DO NOTHING"
 )
+_CONTINUE_IDS = text("SELECT setval(pg_get_serial_sequence('users', 'id'), (SELECT max(id) FROM users))")
 _INSERT_EVENT = text(
     "INSERT INTO events (key, topic, title, body, audience, tenant, created_at)"
     " VALUES (:key, :topic, :title, :body, :audience, :tenant, :created_at)"
@@ -441,6 +426,27 @@ def _ledger_insert(ids: str, status: str, on_conflict: str) -> TextClause:
         "INSERT INTO notifications (event_id, user_id, channel, status, message_id, error, sent_at)"
         f" SELECT CAST(:event AS INTEGER), i.id, CAST(:channel AS TEXT), '{status}', '', CAST(:error AS TEXT),"
         f" CAST(:at AS DOUBLE PRECISION) FROM ({ids}) AS i WHERE TRUE ORDER BY i.id ON CONFLICT {on_conflict}"
+    )
+
+
+def _add_users(rows: list[dict[str, str]], connection: Connection) -> int:
+    if connection.dialect.name == "postgresql":  # else another import would be counted as ours
+        connection.execute(text("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"))
+    last: int = connection.execute(select(func.coalesce(func.max(users.c.id), 0))).scalar_one()
+    connection.execute(_UPSERT_USER, rows)
+    added: int = connection.execute(_count(users.c.id > last)).scalar_one()
+    return added
+
+
+def _progress(event_id: int, connection: Connection) -> Progress:
+    found, pages, finished = connection.execute(_FAN_OUTS, {"event": event_id}).one()
+    rows = connection.execute(_COUNT_BY_STATUS, {"event": event_id})
+    by_status: dict[str, int] = {row[0]: row[1] for row in rows}
+    sent, failed = by_status.get("sent", 0), by_status.get("failed", 0)
+    total = max(found, sum(by_status.values()))
+    percent = 100 * (sent + failed) / total if total else 0.0
+    return Progress(
+        total, total - sent - failed, sent, failed, percent, fan_out_finished=pages > 0 and finished == pages
     )
 
 
