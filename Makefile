@@ -13,6 +13,9 @@ MEASURED  := $(shell grep -lE '"tier": *"measured"' $(NOTEBOOKS) /dev/null)
 MODEL     := $(filter-out $(MEASURED),$(NOTEBOOKS))
 NBVAL     := $(BIN)/pytest --nbval-current-env --nbval-cell-timeout=120 -p no:randomly
 
+# Without bytecode each of the many processes that tests and demo start would compile all its modules again: seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format notebooks report lab lock clean
 
@@ -23,7 +26,7 @@ demo: $(READY) ## Run 1,000 users for real, predict them, compare: a table, a pi
 	$(BIN)/saqkit demo
 
 test: $(READY) ## Run every test, then every notebook against its stored outputs
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n 3 --dist loadfile
 	$(if $(MODEL),$(NBVAL) --nbval $(MODEL))
 	$(if $(MEASURED),$(NBVAL) --nbval-lax $(MEASURED))
 

@@ -1,4 +1,4 @@
-"""The real command, as a process of its own."""
+"""The real command: in this process, where modules are loaded once, or as a process of its own."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
+from unittest.mock import patch
+
+from saqkit.cli import main
 
 COMMAND = [sys.executable, "-m", "saqkit.cli"]
 QUICK = ("--set", "providers.email.latency.mean_s=0.002", "--set", "queues.notifications.rate_limit=none")
 
 
 def saqkit(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}
-    )
+    """What the command does here, told as if it had been a process."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, patch.dict(os.environ, env or {}):
+        status = main(arguments)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def as_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
 
 
 def answer(*arguments: str) -> Any:

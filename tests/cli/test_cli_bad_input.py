@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, saqkit
+from command_line import COMMAND, as_process, saqkit
 
 from saqkit.cli import main
 
@@ -91,10 +91,10 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path, capsys: p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("case", ["option", "users ten", "set topology", "broker refuses", "csv", "no broker"])
+@pytest.mark.parametrize("case", ["option", "set topology", "broker refuses", "no broker"])
 def test_the_process_ends_with_status_2(case: str) -> None:
     arguments, reason = WRONG[case]
-    done = saqkit(*arguments)
+    done = as_process(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert reason in done.stderr
 
