@@ -1,15 +1,15 @@
 """One tree of errors: catch `SaqkitError` for all of them.
 
-    SaqkitError
-    ├── DescriptionError     a topology, deployment, workload or override is wrong (file, key, value, bound)
-    ├── UsageError           a command or call was given something that it cannot use
-    ├── BrokerError          no broker: not found, not reachable, refuses, or its settings are unsafe
-    ├── StoreError           the database is not reachable or refuses
-    ├── RunError             a measured run could not be carried out or is not usable
-    ├── ProfileError         a profile cannot be fitted, read or used
-    └── ProviderError        an email or message was not accepted by its provider
-        ├── TemporaryFailure     worth another attempt (SMTP 4xx, timeouts)
-        └── PermanentFailure     will never be accepted (SMTP 5xx)
+SaqkitError
+├── DescriptionError     a topology, deployment, workload or override is wrong (file, key, value, bound)
+├── UsageError           a command or call was given something that it cannot use
+├── BrokerError          no broker: not found, not reachable, refuses, or its settings are unsafe
+├── StoreError           the database is not reachable or refuses
+├── RunError             a measured run could not be carried out or is not usable
+├── ProfileError         a profile cannot be fitted, read or used
+└── ProviderError        an email or message was not accepted by its provider
+    ├── TemporaryFailure     worth another attempt (SMTP 4xx, timeouts)
+    └── PermanentFailure     will never be accepted (SMTP 5xx)
 """
 
 from __future__ import annotations
