@@ -19,6 +19,7 @@ from saqkit.app.audience import Audience
 from saqkit.app.handlers import Application, after_process
 from saqkit.app.mail import Email, build_providers
 from saqkit.app.store import GONE, Store
+from saqkit.errors import StoreError
 from saqkit.queue.building import build_queues
 from saqkit.testing import SmtpSink
 from saqkit.worker.launcher import Launcher
@@ -131,6 +132,34 @@ async def test_a_fan_out_that_is_killed_resumes_and_nobody_is_skipped_or_doubled
         assert (await made.store.progress(event)).users == users
         fan_out = [row for row in await made.rows() if row["job_type"] == "announce"]
         assert [row["outcome"] for row in fan_out] == ["lost", "done"]
+
+
+async def test_a_fan_out_that_resumes_doubles_nobody_although_the_audience_has_changed(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topology = lab(
+        job_types__announce__fan_out={"to": "notify", "batch_size": 10, "page_size": 30},
+        job_types__announce__retry={"max_attempts": 2, "backoff": "fixed", "delay_s": 0},
+        providers__email__latency={"kind": "constant", "mean_s": 0.001},
+    )
+    advance, failures = Store.advance_fan_out, []
+
+    async def fail_once(store: Store, event: int, job_type: str, cursor: int, *more: Any) -> None:
+        if cursor == 60 and not failures:  # the second page is enqueued, and then the database is gone for a moment
+            failures.append(cursor)
+            await store.remove_users([35, 36])
+            raise StoreError("gone")
+        await advance(store, event, job_type, cursor, *more)
+
+    monkeypatch.setattr(Store, "advance_fan_out", fail_once)
+    async with system(topology, redis_url, tmp_path, 100) as made, made.worker():
+        event = (await made.announcer.announce(title="Closed", patience_s=5)).event
+        await made.drained()
+        jobs = [job async for job in made.queue.iter_jobs() if job.function == "notify"]
+        assert failures == [60]
+        assert Counter(user for job in jobs for user in job.kwargs["users"]) == Counter(range(1, 101))
+        progress = await made.store.progress(event)
+        assert (progress.users, progress.sent, progress.failed, progress.fan_out_finished) == (100, 98, 2, True)
 
 
 def over_smtp() -> Topology:

@@ -112,7 +112,9 @@ class Application:
     async def _fan_out(self, name: str, spec: JobType, job: Job, event: EventRow, attempt: Attempt) -> dict[str, Any]:
         """Page through the audience and enqueue its batches; the cursor is stored after each page.
 
-        A batch's key is the event and the user id before it, so a page that is repeated after a crash is enqueued once.
+        A batch's key is the event and the user id before it, and a page's batches are enqueued in one step. Whoever
+        resumes after a crash looks whether the page behind the cursor is enqueued already, and then goes on where that
+        page ended: the audience may have changed meanwhile, and batches that are cut anew would overlap the old ones.
         """
         edge = spec.fan_out
         assert edge is not None
@@ -122,6 +124,11 @@ class Application:
         with attempt.database():
             cursor = await self.store.fan_out_cursor(event.id, name)
         found = batches = 0
+        known = await queue.job(f"{edge.to}:{event.id}:{cursor}")
+        if known is not None and (enqueued := known.meta.get("page")):
+            cursor, batches, found = enqueued
+            with attempt.database():
+                await self.store.advance_fan_out(event.id, name, cursor, batches, found, False)
         logger.info("processing job %s for event %d", job.key, event.id)
         while True:
             with attempt.database():
@@ -134,7 +141,8 @@ class Application:
                 jobs.append(new_job(self.topology, edge.to, f"{edge.to}:{event.id}:{before}", event, users, priority,
                                     parent=job.key))  # fmt: skip
             if jobs:
-                await queue.enqueue_many(jobs)
+                jobs[0].meta["page"] = (page[-1], len(jobs), len(page))
+                await queue.enqueue_many(jobs, chunk=len(jobs))
                 cursor = page[-1]
             found, batches, finished = found + len(page), batches + len(jobs), len(page) < size
             with attempt.database():
