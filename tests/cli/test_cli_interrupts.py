@@ -104,7 +104,8 @@ def test_worker_gives_back_what_it_cannot_finish_when_asked_twice(
     assert answer("announce", "--title", "x", "--audience", "all")["enqueued"]
     process = start("worker", "school-events", *SLOW)
     says(process, "ready:")
-    wait_until(lambda: answer("stats")["queues"]["notifications"]["active"] == 1)
+    with redis.Redis.from_url(redis_url) as client:  # the batch is active, not the fan-out before it
+        wait_until(lambda: client.hget("saq:job:{notifications}:notify:1:0", "state") == b"3")
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
