@@ -60,7 +60,7 @@ async def judge(name: str, runs: int) -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="Predictions against runs that calibration never saw.")
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each configuration")
     runs = parser.parse_args().runs
     rows = [row for name in ("school-events", "data/lab.toml") for row in asyncio.run(judge(name, runs))]

@@ -119,9 +119,11 @@ def _deployment(
 
 
 def _workload(workload: Workload | None, users: int | None) -> Workload:
-    if (workload is None) == (users is None):
-        raise DescriptionError("give either users or a workload", key="workload")
-    return workload if workload is not None else Workload.burst(users)  # type: ignore[arg-type]
+    if workload is not None and users is None:
+        return workload
+    if users is not None and workload is None:
+        return Workload.burst(users)
+    raise DescriptionError("give either users or a workload", key="workload")
 
 
 def _writable(path: str | Path) -> Path:

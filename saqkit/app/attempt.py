@@ -72,7 +72,7 @@ class Stopwatch(Generic[T]):
             try:
                 waits_for = resume(value)
             except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+                return end.value  # type: ignore[no-any-return]  # a StopIteration holds anything; here it is a T
             finally:
                 self._attempt.cpu_s += time.thread_time() - since
             try:

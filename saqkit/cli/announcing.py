@@ -106,7 +106,7 @@ async def _announce(
         with suppress(TimeoutError, *AWAY):
             async with asyncio.timeout(1.0):
                 for queue in queues.values():
-                    await queue.redis.ping()  # type: ignore[misc]
+                    await queue.redis.ping()  # type: ignore[misc]  # typed for both kinds of client
         start = time.monotonic()
         announced = await Announcer(topology, store, queues).announce(
             title=title, body=body, audience=audience, tenant=tenant, key=key

@@ -137,7 +137,7 @@ def stats(topology: str, redis: str | None, as_json: bool) -> None:
 
 
 async def _counts(queue: Queue) -> dict[str, int]:
-    counted = await queue.redis.hgetall(queue.namespace("counts"))  # type: ignore[misc]
+    counted = await queue.redis.hgetall(queue.namespace("counts"))  # type: ignore[misc]  # typed for both kinds of client
     return {
         "queued": await queue.count("queued"),
         "active": await queue.count("active"),

@@ -42,6 +42,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+# `type-arg` below: only newer releases of click let a ParamType be subscripted, and older ones are allowed.
 class Count(click.ParamType):  # type: ignore[type-arg]
     """A whole number of at least `least`."""
 

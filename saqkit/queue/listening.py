@@ -48,4 +48,4 @@ class Listener(PubSubMultiplexer):
 
     async def _close(self) -> None:
         self._heard = False
-        await self.pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self.pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py has no types here
