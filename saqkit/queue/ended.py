@@ -11,10 +11,10 @@ from saq.job import Job
 from saqkit.queue.leases import Claim
 
 if TYPE_CHECKING:
-    from saqkit.queue.queue import Queue
+    from saqkit.queue.holding import HeldJobs
 
 
-def stored_body(queue: Queue, job: Job, claim: Claim) -> bytes:
+def stored_body(queue: HeldJobs, job: Job, claim: Claim) -> bytes:
     """What is stored of the job: this must not fail, the work is done."""
     with suppress(Exception):
         return _serialized(queue, job)
@@ -29,7 +29,7 @@ def stored_body(queue: Queue, job: Job, claim: Claim) -> bytes:
     return claim.body
 
 
-def row_of(queue: Queue, job: Job, claim: Claim) -> str:
+def row_of(queue: HeldJobs, job: Job, claim: Claim) -> str:
     """What the attempts table needs and only the worker knows, as JSON (see `saqkit.worker.recording`)."""
     facts = {"started_at": job.started / 1000 + queue.clock_offset_s, **claim.facts}
     error = (job.error or "").strip().rsplit("\n", 1)[-1].split(":", 1)[0]
@@ -37,7 +37,7 @@ def row_of(queue: Queue, job: Job, claim: Claim) -> str:
     return json.dumps(known, default=_described)
 
 
-def _serialized(queue: Queue, job: Job) -> bytes:
+def _serialized(queue: HeldJobs, job: Job) -> bytes:
     text = queue.serialize(job)
     return text.encode() if isinstance(text, str) else text
 

@@ -12,8 +12,10 @@ from typing import Any
 import redis
 import redis.asyncio as aioredis
 from saq.job import Job
+from saq.utils import now as now_ms
 
-from saqkit.errors import BrokerError
+from saqkit.queue import fault_sites
+from saqkit.queue.connecting import blocking_twin
 from saqkit.queue.scripts_of_queue import AWAY, digest, refusals, source
 
 logger = logging.getLogger("saqkit")
@@ -24,18 +26,26 @@ class Claim:
     """A job that this process holds: its fencing token, when it was taken, what the worker learned of the attempt."""
 
     key: str
-    token: str
+    token: bytes
     attempt: int
     crashes: int
     priority: int
     taken_at: float
     job: Job
     body: bytes
+    recorded: bool = False
     until: float = float("inf")
     facts: dict[str, Any] = field(default_factory=dict)
     lost: bool = False
+    counts: bool = True
+    """Whether its end is counted when the server knows; else whoever ends it counts."""
     said: asyncio.Future[int] | None = None
     """The answer to the transition that ends it: there is only one."""
+
+    def overdue(self, by_s: float = 0.0) -> bool:
+        """Whether the job's heartbeat has been missing, for more than `by_s` seconds."""
+        job = self.job
+        return bool(job.heartbeat) and now_ms() > max(job.touched, job.started) + 1000 * (job.heartbeat + by_s)
 
 
 class LeaseKeeper:
@@ -85,8 +95,10 @@ class LeaseKeeper:
             if not held:
                 continue
             # Those that hang are given up, but the server still has to hear that this process lives (`contact`).
-            claims = [claim for claim in held if claim.until > now]
-            args = [str(self._lease_s), *(part for claim in claims for part in (claim.key, claim.token))]
+            claims = [claim for claim in held if claim.until > now and not claim.overdue(by_s=self._lease_s)]
+            args: list[str | bytes] = [str(self._lease_s)]
+            for claim in claims:
+                args += (claim.key, claim.token)
             try:
                 said = self._call(args)
                 away = False
@@ -103,28 +115,14 @@ class LeaseKeeper:
                     claim.lost = True
                     self.discard(claim)
 
-    def _call(self, args: list[str]) -> Any:
+    def _call(self, args: list[str | bytes]) -> Any:
+        if fault_sites.armed:
+            fault_sites.armed.at("renew.before")
         with refusals():
             try:
-                return self._client.evalsha(digest("renew"), len(self._keys), *self._keys, *args)
+                said = self._client.evalsha(digest("renew"), len(self._keys), *self._keys, *args)
             except redis.exceptions.NoScriptError:
-                return self._client.eval(source("renew"), len(self._keys), *self._keys, *args)
-
-
-_TWINS: dict[type, type] = {
-    aioredis.Connection: redis.Connection,
-    aioredis.SSLConnection: redis.SSLConnection,
-    aioredis.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
-}
-_SAME = ("host", "port", "path", "db", "username", "password", "credential_provider", "client_name")
-
-
-def blocking_twin(client: aioredis.Redis) -> redis.Redis:
-    """A blocking client to the same server with the same identity, with one connection and short timeouts."""
-    pool = client.connection_pool
-    kept = {name: value for name, value in pool.connection_kwargs.items() if name in _SAME or name.startswith("ssl_")}
-    if pool.connection_class not in _TWINS:
-        raise BrokerError(f"{pool.connection_class.__name__}: a queue needs a plain, TLS or unix-socket connection")
-    settings: dict[str, Any] = {**kept, "socket_timeout": 2.0, "socket_connect_timeout": 2.0}
-    twin = redis.ConnectionPool(connection_class=_TWINS[pool.connection_class], max_connections=1, **settings)
-    return redis.Redis(connection_pool=twin)
+                said = self._client.eval(source("renew"), len(self._keys), *self._keys, *args)
+        if fault_sites.armed:
+            fault_sites.armed.at("renew.after")
+        return said

@@ -6,6 +6,7 @@ from typing import Any
 
 from saq.queue.redis import PubSubMultiplexer
 
+from saqkit.queue import fault_sites
 from saqkit.queue.scripts_of_queue import AWAY, Backoff
 
 CAUGHT_UP = {"type": "caught-up"}
@@ -40,11 +41,23 @@ class Listener(PubSubMultiplexer):
                     for queue in list(self._queues):
                         queue.put_nowait(CAUGHT_UP)
                 elif message and message["type"] == "pmessage":
+                    if fault_sites.armed:
+                        fault_sites.armed.at("listen.heard")
                     channel = message["channel"].decode()
                     self.publish(channel, {**message, "channel": channel})
             except AWAY as error:
                 self._heard = False
                 await self._backoff.wait(error)
+            except Exception as error:  # such as no right to listen: nobody must wait for what will never be heard
+                for queue in list(self._queues):
+                    queue.put_nowait({"type": "failed", "error": error})
+                return
+
+    async def listen(self, *channels: str, timeout: float | None = None) -> Any:
+        async for message in super().listen(*channels, timeout=timeout):
+            if message["type"] == "failed":
+                raise message["error"]
+            yield message
 
     async def _close(self) -> None:
         self._heard = False

@@ -7,34 +7,32 @@ import dataclasses
 import json
 import logging
 import os
-import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from redis import asyncio as aioredis
 from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.utils import now as now_ms
-from saq.utils import now_seconds
 
-from saqkit.errors import BrokerError, UsageError
-from saqkit.queue.ended import row_of, stored_body
+from saqkit.queue import fault_sites
+from saqkit.queue.connecting import queue_client
+from saqkit.queue.enqueueing import CHUNK, Enqueuer
+from saqkit.queue.holding import HeldJobs
+from saqkit.queue.job import change, compact, new_job
 from saqkit.queue.leases import Claim, LeaseKeeper
-from saqkit.queue.scripts_of_queue import AWAY, Flusher
 from saqkit.queue.silent_slots import SilentSlots
-from saqkit.queue.stored import LEVELS, StoredJobs
 from saqkit.queue.taking import Taker
 from saqkit.queue.upkeep import Upkeep
 from saqkit.spec.backoff import Retry
-from saqkit.spec.draws import Stream, uniform
 from saqkit.spec.lifecycle import POISON_CRASHES, State
-from saqkit.spec.topology import Priority, RateLimit
+from saqkit.spec.topology import RateLimit
 
 logger = logging.getLogger("saqkit")
 
 
-class Queue(StoredJobs):
+class Queue(HeldJobs):
     """A queue on Redis or Valkey.
 
     Args beyond `RedisQueue`'s:
@@ -44,6 +42,8 @@ class Queue(StoredJobs):
         sweep_s: how often expired claims are looked for (default 5)
         tick_s: delayed jobs and retries wake on this grid (default 0.2)
         dead_retention_s: how long dead letters are kept (default 7 days)
+        dead_cap: at most so many dead letters are kept, the oldest go first (default 100,000; 0: no limit)
+        max_body_bytes: a job's body may not be longer (default 64 KB, 0: no limit)
         seed: for jitter, the same in the model
 
     A job's `priority` is 1 critical, 2 high, 3 normal, 4 low; 0 (SAQ's default) counts as normal.
@@ -51,14 +51,8 @@ class Queue(StoredJobs):
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
-        """A queue on the server at `url`: redis://, rediss:// or unix://."""
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise BrokerError(f"{url.split('://')[0]}:// is no address of a Redis or Valkey server: give redis://, "
-                              "rediss:// or unix:// (a queue needs blocking calls and scripts)")  # fmt: skip
-        timeouts: dict[str, Any] = {"socket_timeout": 15, "socket_connect_timeout": 5}
-        if not url.startswith("unix://"):
-            timeouts["socket_keepalive"] = True
-        return cls(aioredis.from_url(url, **timeouts), **kwargs)
+        """A queue on the server at `url`: plain, TLS, a unix socket, sentinels or a cluster (docs/where_it_runs.md)."""
+        return cls(queue_client(url, kwargs.get("name", "default")), **kwargs)
 
     def __init__(
         self,
@@ -75,66 +69,77 @@ class Queue(StoredJobs):
         sweep_s: float = 5.0,
         tick_s: float = 0.2,
         dead_retention_s: float = 7 * 86_400.0,
+        dead_cap: int = 100_000,
+        max_body_bytes: int = 65_536,
         seed: int = 0,
     ) -> None:
         super().__init__(redis, name, dump, load, max_concurrent_ops, swept_error_message)
         self.rate_limit, self.policies, self.seed = rate_limit, dict(policies or {}), seed
         self.lease_s, self.sweep_s, self.tick_s, self.dead_retention_s = lease_s, sweep_s, tick_s, dead_retention_s
+        self.max_body_bytes = max_body_bytes
         self.worker_name = f"{socket.gethostname()}.{os.getpid()}"
-        self._flusher = Flusher(redis, self.keys)
+        self.dead_cap = dead_cap
+        self._enqueuer = Enqueuer(self)
         self._taker = Taker(self)
-        self._leases: LeaseKeeper | None = None
+        self.flusher.more = self._taker.more
         self._upkeep = Upkeep(self)
         self._slots = SilentSlots(self)
 
     # --- enqueue ---------------------------------------------------------------------------------------------------
 
+    async def enqueue(self, job_or_func: str | Job, **kwargs: Any) -> Job | None:
+        """Enqueue a job, or a function with its arguments; None while a job of its key lives or the key stays taken.
+
+        What is enqueued at once shares a round trip. `kwargs` are properties of the job or arguments of the function.
+        `UsageError` if the job's body is longer than `max_body_bytes`, or its priority is none.
+        """
+        if isinstance(job_or_func, str):
+            job: Job = new_job(job_or_func, kwargs)
+        else:
+            job = job_or_func
+            change(job, kwargs)
+        await self.prepare(job)
+        return await self._enqueue(job)
+
     async def _enqueue(self, job: Job) -> Job | None:
-        async with self._op_sem:
-            accepted = (await self._enqueue_all([job]))[0]
-        if not accepted:
+        if not await self._enqueuer.one(job):
             return None
         if logger.isEnabledFor(logging.INFO):
             logger.info("Enqueued %s", job.info())
         return job
 
-    async def enqueue_many(self, jobs: Iterable[Job], chunk: int = 500) -> list[bool]:
+    async def enqueue_many(self, jobs: Iterable[Job], chunk: int = CHUNK) -> list[bool]:
         """Enqueue jobs, `chunk` of them in a round trip; returns for each whether it was accepted.
 
-        A job is not accepted while a job of its key lives, or within the time its key stays taken.
+        A job is not accepted while a job of its key lives, or within the time its key stays taken. Where a job is
+        refused (`UsageError`) or the broker is away, chunks before it are enqueued: with keys of your own the call can
+        be repeated.
         """
-        accepted: list[bool] = []
-        pending: list[Job] = []
-        for job in jobs:
-            if job.queue is not None and job.queue.name != self.name:
-                raise ValueError(f"Job {job} registered to a different queue")
-            job.queue, job.queued, job.status = self, now_ms(), Status.QUEUED
-            await self._before_enqueue(job)
-            pending.append(job)
-            if len(pending) == chunk:
-                accepted += await self._enqueue_all(pending)
-                pending = []
-        if pending:
-            accepted += await self._enqueue_all(pending)
-        return accepted
+        return await self._enqueuer.many(jobs, chunk)
 
-    async def _enqueue_all(self, jobs: list[Job]) -> list[bool]:
-        # A call whose reply was lost is known by its name: sent again, it reports success.
-        args: list[Any] = [self.tick_s, secrets.token_hex(6), now_seconds()]
-        for job in jobs:
-            level = job.priority or int(Priority.NORMAL)
-            if level not in LEVELS:
-                raise UsageError(f"priority {job.priority} of job {job.key}: 1 critical, 2 high, 3 normal, 4 low")
-            if job.function in self.policies:
-                job.retries = self.policies[job.function].max_attempts
-            keep = float(job.meta.get("keep_key_s", 0))
-            args += [job.key, self.serialize(job), level, float(job.scheduled or 0), len(_users(job)), keep or 0]
-        for pause_s in (0.02, 0.2):
-            try:
-                return [bool(said) for said in await self.run_script("enqueue", *args)]
-            except AWAY:
-                await asyncio.sleep(pause_s)
-        return [bool(said) for said in await self.run_script("enqueue", *args)]
+    async def enqueue_each(
+        self, function: str, arguments: Iterable[Mapping[str, Any]], *, keys: Iterable[str] | None = None,
+        chunk: int = CHUNK, **properties: Any,
+    ) -> list[str | None]:  # fmt: skip
+        """Enqueue a job of `function` for each of some arguments: the quickest way to enqueue many.
+
+        `keys`: one for each, none: made up. `properties` of all the jobs, as `priority` or `timeout`. Returns the keys,
+        None where a job was not accepted; what is raised is as with `enqueue_many`.
+        """
+        return await self._enqueuer.each(function, arguments, keys, chunk, properties)
+
+    @property
+    def plain(self) -> bool:
+        """Whether bodies are SAQ's JSON and nobody wants to see jobs before they are enqueued."""
+        return self._dump is compact and not self._before_enqueues
+
+    async def prepare(self, job: Job) -> None:
+        """What happens to a job before it is enqueued."""
+        if job.queue is not None and job.queue.name != self.name:
+            raise ValueError(f"Job {job} registered to a different queue")
+        job.queue, job.queued, job.status = self, now_ms(), Status.QUEUED
+        if self._before_enqueues:
+            await self._before_enqueue(job)
 
     # --- take ------------------------------------------------------------------------------------------------------
 
@@ -144,18 +149,32 @@ class Queue(StoredJobs):
         job = await self._taker.take(timeout)
         if job is not None:
             self._slots.watch(job)
+            if fault_sites.armed:
+                fault_sites.armed.at("job.claimed")
         return job
+
+    async def dequeue_many(self, free: Callable[[], int]) -> list[Job]:
+        """Jobs for the free slots of a worker, at least one; `free` tells how many are free. One caller at a time."""
+        self._upkeep.start()
+        jobs = await self._taker.take_many(free)
+        if fault_sites.armed:
+            fault_sites.armed.at("job.claimed")
+        return jobs
+
+    async def stop_taking(self) -> None:
+        """End `dequeue_many`: what is under way is given back."""
+        await self._taker.stop_taking()
 
     def claimed(self, row: list[Any], taken_at: float) -> Job:
         """The job of a row of `take.lua`, claimed by this process: its lease is renewed from now on."""
-        key, token, attempt, crashes, priority, first_queued, ready, body = row
+        key, token, attempt, crashes, priority, first_queued, ready, body, recorded = row
         job = self.deserialize(body)
         assert job is not None
-        claim = Claim(key.decode(), token.decode(), attempt, crashes, priority, taken_at, job, body)
+        facts = {"queued_at": float(first_queued), "ready_at": float(ready)} if recorded else {}
+        claim = Claim(key.decode(), token, attempt, crashes, priority, taken_at, job, body, bool(recorded), facts=facts)
         if job.timeout:
             claim.until = time.monotonic() + job.timeout + self.lease_s
-        claim.facts.update(queued_at=float(first_queued), ready_at=float(ready))
-        job.attempts, job.status = attempt - 1, Status.ACTIVE  # SAQ's worker counts this execution itself
+        job.attempts, job.status = attempt - 1, Status.ACTIVE  # the worker counts this execution itself
         self._claims[claim.key] = claim
         job.__dict__["claim"] = claim
         if self._leases is None:
@@ -163,98 +182,64 @@ class Queue(StoredJobs):
         self._leases.add(claim)
         return job
 
-    async def bury_unreadable(self, row: list[Any], error: Exception) -> None:
+    def bury_unreadable(self, row: list[Any], error: Exception) -> None:
         """Make a dead letter of a taken job whose body is no job."""
         facts = json.dumps({"error": type(error).__name__})
-        await self._flusher.say("bury", (), (row[0], row[1], "", f"unreadable: {error!r}", facts))
+        self.flusher.say("bury", (self.dead_cap,), (row[0], row[1], "", f"unreadable: {error!r}", facts))
 
     async def _seize(self, job: Job) -> Claim | None:
         """Take this very job out of the line, so that it can be changed by who did not `dequeue` it."""
-        at, _, _, taken = await self._taker.ask(1, job.key)
-        if not taken:
+        at = await self._taker.seize(job.key)
+        if at is None:
             return None
         claim = self._claims[job.key]
         claim.taken_at, claim.job = at, job
         job.__dict__["claim"] = claim
         return claim
 
-    @property
-    def clock_offset_s(self) -> float:
-        """Seconds to add to this process's `time.time()` to get the server's clock."""
-        return self._taker.clock_offset_s
+    # --- end of an attempt (and see `HeldJobs`) --------------------------------------------------------------------
 
-    # --- end of an attempt -----------------------------------------------------------------------------------------
-
-    async def _finish(self, job: Job, status: Status, *, result: Any = None, error: str | None = None) -> None:
+    async def finish(
+        self, job: Job, status: Status, *, result: Any = None, error: str | None = None, **kwargs: Any
+    ) -> None:
+        """End a job: complete, failed (it becomes a dead letter) or aborted. The end is known when this returns."""
         claim = self.claim_of(job)
-        if claim is None and status == Status.ABORTED:
-            await self.abort(job, error or "aborted")
-        elif claim is None:
-            ended = dataclasses.replace(job)  # the job may be refreshed meanwhile, from what is stored
-            if await self._seize(ended) is None:
-                logger.warning("job %s: not held by this process, and it does not wait: it is not finished", job.key)
-                return
-            await self._finish(ended, status, result=result, error=error)
-            job.replace(ended)
-        elif status == Status.COMPLETE:
-            await self._end(claim, "finish", (), stored_body(self, job, claim), job.ttl, row_of(self, job, claim))
-        elif status == Status.ABORTED:
-            await self._end(
-                claim, "cancel", None, error or "aborted", job.ttl, claim.token, row_of(self, job, claim), 0
-            )
+        if claim is None:
+            await super().finish(job, status, result=result, error=error, **kwargs)
         else:
-            await self._end(claim, "bury", (), stored_body(self, job, claim), "", row_of(self, job, claim))
+            await asyncio.shield(self.conclude(job, status, result=result, error=error))
 
-    async def _retry(self, job: Job, error: str | None) -> None:
+    async def retry(self, job: Job, error: str | None) -> None:
+        """Try a job again after its delay. An operator's retry replays a dead letter; to a live job it does nothing."""
         claim = self.claim_of(job)
         task = asyncio.current_task()
-        if claim is None:  # an operator asks for it
-            if not (await self.run_script("replay", job.key))[0]:
-                await self._enqueue_all([job])
+        if claim is None:
+            await super().retry(job, error)
         elif error == "cancelled" and task is not None and task.cancelling():
             # What SAQ's worker says when it is told to stop: that is no failure of the job.
-            job.attempts -= 1
-            await self.release(job)
+            job.error = error
+            await asyncio.shield(self.give_back(job))
         else:
-            job.scheduled = 0
-            delay_s = self.delay_s(job)
-            await self._end(
-                claim, "retry", (self.tick_s,), stored_body(self, job, claim), delay_s, row_of(self, job, claim)
-            )
+            await asyncio.shield(self.conclude_retry(job, error))
 
-    async def release(self, job: Job) -> None:
-        """Give a taken job back to its old place in the line; the attempt is not counted."""
-        claim = self.claim_of(job)
-        if claim is not None:
-            await self._end(claim, "release", (), stored_body(self, job, claim), row_of(self, job, claim))
+    async def _finish(self, job: Job, status: Status, *, result: Any = None, error: str | None = None) -> None:
+        """End a job that this process does not hold: whoever asks is an operator."""
+        if status == Status.ABORTED:
+            await self._cancel(job, error or "aborted", 0)
+            return
+        ended = dataclasses.replace(job)  # the job may be refreshed meanwhile, from what is stored
+        claim = await self._seize(ended)
+        if claim is None:
+            logger.warning("job %s: not held by this process, and it does not wait: it is not finished", job.key)
+            return
+        claim.counts = False
+        await asyncio.shield(self.conclude(ended, status, result=result, error=error))
+        job.replace(ended)
 
-    async def _end(self, claim: Claim, name: str, head: tuple[Any, ...] | None, *facts: Any) -> None:
-        """Say the transition that ends `claim`; there is only one, whatever a slot says after it was cancelled."""
-        if claim.said is None:
-            job = (claim.key, *facts) if head is None else (claim.key, claim.token, *facts)
-            claim.said = self._flusher.say(name, head or (), job)
-            claim.said.add_done_callback(lambda _: self._forget(claim))
-        # A cancelled slot must not take its transition back: it may already be on its way.
-        if not await asyncio.shield(claim.said):
-            logger.warning("job %s: the claim of this worker was no longer held, its result is refused", claim.key)
-
-    def _forget(self, claim: Claim) -> None:
-        if self._leases is not None:
-            self._leases.discard(claim)
-        if self._claims.get(claim.key) is claim:
-            del self._claims[claim.key]
-
-    def delay_s(self, job: Job) -> float:
-        """How long `job` waits before its next attempt, in seconds."""
-        policy = self.policies.get(job.function)
-        if policy is None:
-            return job.next_retry_delay()
-        claim = self.claim_of(job)
-        failed = claim.attempt if claim else max(1, job.attempts)
-        event, users = job.meta.get("event", 0), _users(job)
-        first = users[0] if users and isinstance(users[0], int) else 0
-        event = int(event) if str(event).isdecimal() else 0
-        return policy.delay_after(failed, uniform(self.seed, Stream.JITTER, event, first, failed))
+    async def _retry(self, job: Job, error: str | None) -> None:
+        """Replay a dead letter for an operator; what is not there any more is enqueued."""
+        if not (await self.run_script("replay", job.key))[0]:
+            await self._enqueuer.one(job)
 
     # --- what SAQ's users call -------------------------------------------------------------------------------------
 
@@ -286,26 +271,32 @@ class Queue(StoredJobs):
 
         Until it has, or for `ttl` seconds, the key of a job that was running stays taken.
         """
-        was = (await self.run_script("cancel", job.key, error, job.ttl, "", "", ttl))[0]
+        was = await self._cancel(job, error, ttl)
         if was:
             job.status, job.error, job.completed = Status.ABORTED, error, now_ms()
             self.aborted += was != State.ACTIVE  # else its worker counts it
 
+    async def _cancel(self, job: Job, error: str, grace_s: float) -> int:
+        """In which state the job was, 0 where it was not live."""
+        return int((await self.run_script("cancel", job.key, error, job.ttl, "", "", grace_s))[0])
+
     async def finish_abort(self, job: Job) -> None:
-        """The worker has stopped a job that was cancelled."""
+        """The worker has stopped a job that was cancelled, or whose heartbeat is missing."""
         if self.claim_of(job) is not None:
             await self.finish(job, Status.ABORTED, error=job.error)
 
     async def schedule(self, lock: int = 1) -> list[str]:
-        """Let due jobs join the line now (they do by themselves when somebody takes); returns their ids."""
-        return [self.job_id(key.decode()) for key in await self.run_script("promote")]
+        """Let due jobs join the line now; returns their ids. Whoever waits for jobs does so by itself."""
+        if self._taker.waits:
+            return []
+        return [self.job_id(key.decode()) for key in await self.run_script("promote", self.tick_s)]
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
         """Queue every job again whose holder stopped renewing its lease, all at once; returns their ids."""
         swept: list[str] = []
         found = [b""] * 1000
         while len(found) == 1000:
-            found = await self.run_script("recover", POISON_CRASHES, self.lease_s)
+            found = await self.run_script("recover", POISON_CRASHES, self.lease_s, self.dead_cap)
             swept += [self.job_id(key.decode()) for key in found]
         if swept:
             logger.warning("recovered %d jobs of workers that are gone: %s", len(swept), ", ".join(swept[:5]))
@@ -316,7 +307,11 @@ class Queue(StoredJobs):
     async def write_worker_info(self, worker_id: str, info: Any, ttl: int) -> None:
         """Tell the web page that a worker lives; what this process takes from now on is taken under that name."""
         self.worker_name = worker_id
+        if fault_sites.armed:
+            fault_sites.armed.at("info.before")
         await super().write_worker_info(worker_id, info, ttl)
+        if fault_sites.armed:
+            fault_sites.armed.at("info.after")
 
     async def disconnect(self) -> None:
         """Give back what is still held, stop the upkeep, close every connection."""
@@ -327,18 +322,14 @@ class Queue(StoredJobs):
             async with asyncio.timeout(5):
                 held = [claim.job for claim in self._claims.values()]
                 await asyncio.gather(*(self.release(job) for job in held), return_exceptions=True)
-                await self._flusher.drained()
+                await self.flusher.drained()
         except TimeoutError:
             logger.warning("queue %s: the broker is away, what this process held comes back when its leases expire",
                            self.name)  # fmt: skip
-        await self._flusher.close()
+        await self.flusher.close()
         self._claims.clear()
         if self._leases is not None:
             await asyncio.to_thread(self._leases.close)
             self._leases = None
+        await self.line.close()
         await super().disconnect()
-
-
-def _users(job: Job) -> Sequence[Any]:
-    users = (job.kwargs or {}).get("users")
-    return users if isinstance(users, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""The Lua scripts of the queue, and calling them so that a lost connection or reply does no harm."""
+"""The Lua scripts of the queue, calling them, and waiting while the broker is away."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
     MasterDownError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -24,13 +24,18 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from saqkit.errors import BrokerError
+from saqkit.queue import fault_sites
+from saqkit.queue.cancelling import heed_cancellation
+from saqkit.queue.line import Line
+
 logger = logging.getLogger("saqkit")
 FOLDER = Path(__file__).parent / "scripts"
 AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, MasterDownError, OutOfMemoryError, OSError)
 """What a broker that is away, starting, failing over or full answers."""
 
 _LONGEST_PAUSE_S = 0.5
-_REFUSAL = re.compile(r"(^|-)(MISCONF|NOREPLICAS|BUSY|OOM|READONLY) ")  # within a script Redis 6 puts them behind "-"
+_REFUSAL = re.compile(r"(^|-)(MISCONF|NOREPLICAS|BUSY|OOM|READONLY|UNBLOCKED) ")  # in a script Redis 6 says "-OOM …"
 
 
 class Refused(ConnectionError):
@@ -45,6 +50,9 @@ def refusals() -> Iterator[None]:
     except ResponseError as error:
         if _REFUSAL.search(str(error)):
             raise Refused(str(error)) from error
+        if isinstance(error, NoPermissionError) or "user executing the script can't" in str(error):
+            right = f"the broker's user lacks a right that a queue needs ({error}; docs/where_it_runs.md lists them)"
+            raise BrokerError(right) from error
         raise
 
 
@@ -73,6 +81,7 @@ class Backoff:
 
     async def wait(self, error: BaseException) -> None:
         """Log the first of a series of errors, then sleep."""
+        heed_cancellation()
         if not self._pause_s:
             logger.warning("%s: broker away (%s), trying again", self._what, error)
         self._pause_s = min(max(0.05, self._pause_s * 2), _LONGEST_PAUSE_S)
@@ -85,80 +94,43 @@ class Backoff:
         self._pause_s = 0.0
 
 
-async def call(client: Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+async def call(line: Line, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
     """Run a script once; it is loaded if the server does not know it (a new or restarted server)."""
-    with refusals():
-        try:
-            return await client.evalsha(digest(name), len(keys), *keys, *args)  # type: ignore[misc]
-        except NoScriptError:
-            return await client.eval(source(name), len(keys), *keys, *args)  # type: ignore[misc]
+    (said,) = await call_all(line, keys, [(name, args)])
+    if isinstance(said, Exception):
+        with refusals():
+            raise said
+    return said
 
 
-Said = asyncio.Future[int]
+async def call_all(
+    line: Line, keys: Sequence[str], calls: Sequence[tuple[str, Sequence[Any]]], wait: tuple[str, float] | None = None
+) -> list[Any]:
+    """Run several scripts in one round trip, in their order; returns for each what it said, or its error.
 
-
-class Flusher:
-    """Gathers what the slots of a process want to say in one turn of the loop, and says it in one call per kind.
-
-    While one call is under way the next gathers. A call whose reply is lost is sent again: every transition compares
-    the claim's token, so the second time changes nothing and reports success.
+    `wait`: (key, seconds), first wait until something is in that list, and take it out, but no longer than that.
+    Raises what a broker that is away raises: then nobody knows which of them it has run.
     """
-
-    def __init__(self, client: Redis, keys: Sequence[str]) -> None:
-        self._client, self._keys = client, keys
-        self._waiting: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._backoff = Backoff("saqkit queue")
-
-    def say(self, name: str, head: tuple[Any, ...], job: tuple[Any, ...]) -> Said:
-        """Queue one job's transition; the future gets what the script said of it."""
-        future: Said = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((name, head), []).append((job, future))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="saqkit-flush")
-        return future
-
-    async def drained(self) -> None:
-        """Wait until all that was said has been answered."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
-
-    async def close(self) -> None:
-        """Give up what could not be said."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        for jobs in self._waiting.values():
-            for _, future in jobs:
-                future.cancel()
-        self._waiting = {}
-
-    async def _run(self) -> None:
-        while self._waiting:
-            (name, head), jobs = next(iter(self._waiting.items()))
-            del self._waiting[name, head]
-            try:
-                await self._send(name, head, jobs)
-            except asyncio.CancelledError:
-                for _, future in jobs:
-                    future.cancel()
-                raise
-
-    async def _send(self, name: str, head: tuple[Any, ...], jobs: list[tuple[tuple[Any, ...], Said]]) -> None:
-        args = [*head, *(part for job, _ in jobs for part in job)]
-        while True:
-            try:
-                said = await call(self._client, name, self._keys, args)
-                break
-            except AWAY as error:
-                await self._backoff.wait(error)
-            except Exception as error:
-                logger.exception("saqkit queue: %s of %d jobs failed, their leases will expire", name, len(jobs))
-                for _, future in jobs:
-                    if not future.done():
-                        future.set_exception(error)
-                return
-        self._backoff.over()
-        for (_, future), answer in zip(jobs, said, strict=True):
-            if not future.done():
-                future.set_result(answer)
+    if fault_sites.armed:
+        if wait:
+            fault_sites.armed.at("wake.before")
+        for name, _ in calls:
+            fault_sites.armed.at(f"{name}.before")
+    commands: list[Sequence[Any]] = [("BLPOP", *wait)] if wait else []
+    commands += [("EVALSHA", digest(name), len(keys), *keys, *args) for name, args in calls]
+    said = await line.run(*commands)
+    waited = said.pop(0) if wait else None
+    for n, (name, args) in enumerate(calls):
+        if isinstance(said[n], NoScriptError):
+            (said[n],) = await line.run(("EVAL", source(name), len(keys), *keys, *args))
+    for answer in (waited, *said):
+        if isinstance(answer, Exception):
+            with refusals():
+                if isinstance(answer, AWAY) or _REFUSAL.search(str(answer)) or answer is waited:
+                    raise answer
+    if fault_sites.armed:
+        if wait:
+            fault_sites.armed.at("wake.after")
+        for name, _ in calls:
+            fault_sites.armed.at(f"{name}.after")
+    return said

@@ -7,11 +7,13 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from saq.job import Job, Status
 from saq.utils import now as now_ms
 
+from saqkit.queue.cancelling import heed_cancellation
 from saqkit.queue.queue import Queue
 
 logger = logging.getLogger("saqkit")
@@ -20,7 +22,38 @@ Function = Callable[..., Awaitable[Any]]
 CANCELLATION_S = 1.0
 """How long a function that was cancelled may take to end before its slot goes on without it."""
 GIVING_BACK_S = 2.0
-"""How long giving a job back may take; with the broker away for longer, the job comes back when its lease expires."""
+"""How long giving jobs back may take; with the broker away for longer, they come back when their leases expire."""
+
+
+@dataclass(eq=False)
+class Slots:
+    """The slots of one queue: how many are free, and an event that is set while one is."""
+
+    queue: Queue
+    free: int
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def taken(self) -> None:
+        """One slot has got a job."""
+        self.free -= 1
+        if self.free <= 0:
+            self.room.clear()
+
+    def left(self) -> None:
+        """One slot is free again."""
+        self.free += 1
+        self.room.set()
+
+
+@dataclass(eq=False)
+class Running:
+    """A job whose function runs: in which slot, with what context, until when, and why it was cancelled if it was."""
+
+    job: Job
+    slots: Slots
+    context: dict[str, Any]
+    deadline: asyncio.TimerHandle | None = None
+    cancelled_for: str = ""
 
 
 class Worker:
@@ -29,6 +62,9 @@ class Worker:
     `slots`: jobs of each queue at once. `grace_s`: how long running jobs may go on once the worker is told to stop;
     what is not done by then is cancelled and given back, without the attempt being counted. `after_process` is called
     with a job's context when an attempt of it has ended, as SAQ's worker does.
+
+    A slot is free as soon as its function has ended: how it ended is said in the same round trip that asks for the next
+    jobs, in that order, so that the server never sees more jobs active than there are slots.
     """
 
     def __init__(
@@ -45,121 +81,189 @@ class Worker:
         self.queues, self.functions, self.slots = queues, functions, slots
         self.name, self.grace_s = name, grace_s
         self.jobs = 0
+        self.metadata: dict[str, Any] = {}
+        """What `info` and the web page show of this worker beside its counts."""
         self._context, self._after_process = dict(context or {}), after_process
         self._stopping = asyncio.Event()
-        self._idle: set[asyncio.Task[None]] = set()
-        self._running: dict[asyncio.Task[Any], Job] = {}
+        self._feeders: list[asyncio.Task[None]] = []
+        self._running: dict[asyncio.Task[Any], Running] = {}
+        self._hooks: set[asyncio.Task[None]] = set()
+
+    def running(self) -> list[str]:
+        """The names of the functions that run now."""
+        return [running.job.function for running in list(self._running.values())]
 
     def stop(self) -> None:
         """Take no more jobs; `run` returns as soon as the running ones are done, or the grace is over."""
         self._stopping.set()
-        for slot in list(self._idle):
-            slot.cancel()
+        for feeder in self._feeders:
+            if not feeder.cancelling():  # a second time would tear it out of giving back what is on its way
+                feeder.cancel()
 
     async def run(self) -> None:
         """Serve until `stop`."""
-        slots = [
-            asyncio.create_task(self._slot(queue), name=f"slot-{name}-{n}")
-            for name, queue in self.queues.items()
-            for n in range(self.slots[name])
-        ]
         for queue in self.queues.values():
             queue.worker_name = self.name
+        self._feeders = [
+            asyncio.create_task(self._feed(Slots(queue, self.slots[name])), name=f"feed-{name}")
+            for name, queue in self.queues.items()
+        ]
         watch = asyncio.create_task(self._watch(), name="watch")
         try:
             await self._stopping.wait()
-            _, late = await asyncio.wait(slots, timeout=self.grace_s)
-            if late:
-                logger.warning(
-                    "%d jobs are not done after the grace of %g s and are given back", len(late), self.grace_s
-                )
+            self.stop()  # also those that were made after it was first called
+            await asyncio.wait(self._feeders)
+            if self._running or self._hooks:
+                await asyncio.wait([*self._running, *self._hooks], timeout=self.grace_s)
         finally:
             watch.cancel()
-            for slot in slots:
-                slot.cancel()
-            await asyncio.wait([watch, *slots])
+            self.stop()
+            await asyncio.wait([watch, *self._feeders])
+            await self._give_up()
 
-    async def _slot(self, queue: Queue) -> None:
-        me = asyncio.current_task()
-        assert me is not None
-        while not self._stopping.is_set():
-            self._idle.add(me)
-            try:
-                job = await queue.dequeue()
-            finally:
-                self._idle.discard(me)
-            if job is None:
-                continue
-            try:
-                await self._execute(queue, job)
-            except Exception:  # whatever a job did, its slot lives on; its lease ends with its timeout
-                logger.exception("job %s: how it ended could not be told", job.key)
+    async def _feed(self, slots: Slots) -> None:
+        """Keep the slots of a queue busy."""
+        slots.room.set()
+        try:
+            while True:
+                await slots.room.wait()
+                for job in await slots.queue.dequeue_many(lambda: slots.free):
+                    self._begin(slots, job)
+        finally:
+            await slots.queue.stop_taking()
 
-    async def _execute(self, queue: Queue, job: Job) -> None:
+    def _begin(self, slots: Slots, job: Job) -> None:
         self.jobs += 1
         job.attempts += 1
         job.started, job.worker_id = now_ms(), self.name
         function = self.functions.get(job.function)
+        context = {**self._context, "worker": self, "queue": slots.queue, "job": job}
+        running = Running(job, slots, context)
+        slots.taken()
         if function is None:
-            await queue.finish(job, Status.FAILED, error=f"UnknownFunction: this worker has no {job.function}")
+            slots.queue.conclude(job, Status.FAILED, error=f"UnknownFunction: this worker has no {job.function}")
+            self._leave(running)
             return
-        context = {**self._context, "worker": self, "queue": queue, "job": job}
-        task = asyncio.create_task(_called(function, context, job.kwargs or {}))
-        self._running[task] = job
-        try:
-            done, _ = await asyncio.wait({task}, timeout=job.timeout or None)
-        except asyncio.CancelledError:
-            await _cancel(task)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GIVING_BACK_S):
-                    await queue.release(job)
-            raise
-        finally:
-            del self._running[task]
-        if not done:
-            await _cancel(task)
-            await self._failed(queue, job, f"TimeoutError: not done within {job.timeout} s")
-        elif task.cancelled() and (claim := queue.claim_of(job)) is not None and claim.lost:
-            logger.warning("job %s was cancelled, or recovered by another worker, while it ran here", job.key)
-            await queue.finish_abort(job)
-        elif task.cancelled():
-            await self._failed(queue, job, "CancelledError: the function cancelled itself")
-        elif (error := task.exception()) is not None:
-            await self._failed(queue, job, "".join(traceback.format_exception(error)))
-        else:
-            await queue.finish(job, Status.COMPLETE, result=task.result())
-        if self._after_process is not None:
-            await self._after_process(context)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(_called(function, context, job.kwargs or {}))
+        self._running[task] = running
+        if job.timeout:
+            why = f"TimeoutError: not done within {job.timeout} s"
+            running.deadline = loop.call_later(job.timeout, self._cancel, task, why)
+        task.add_done_callback(self._ended)
 
-    async def _failed(self, queue: Queue, job: Job, error: str) -> None:
-        last_line = error.strip().rsplit("\n", 1)[-1]
-        logger.info("job %s failed in attempt %d of %d: %s", job.key, job.attempts, job.retries, last_line)
-        if job.retryable:
-            await queue.retry(job, error)
+    def _cancel(self, task: asyncio.Task[Any], why: str) -> None:
+        running = self._running[task]
+        running.cancelled_for = why
+        task.cancel()
+        if running.deadline is not None:
+            running.deadline.cancel()
+        running.deadline = asyncio.get_running_loop().call_later(CANCELLATION_S, self._abandon, task)
+
+    def _abandon(self, task: asyncio.Task[Any]) -> None:
+        if task in self._running:
+            logger.warning("a function does not end although it was cancelled; its slot goes on without it")
+            self._ended(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        running = self._running.pop(task, None)
+        if running is None:  # abandoned before
+            if not task.cancelled():
+                task.exception()
+            return
+        if running.deadline is not None:
+            running.deadline.cancel()
+        try:
+            self._conclude(task, running)
+        except Exception:  # whatever a job did, its slot lives on; its lease ends with its timeout
+            logger.exception("job %s: how it ended could not be told", running.job.key)
+        self._leave(running)
+
+    def _conclude(self, task: asyncio.Task[Any], running: Running) -> None:
+        queue, job = running.slots.queue, running.job
+        claim = queue.claim_of(job)
+        if claim is None:
+            return  # an operator ended it through this very process
+        done = task.done() and not task.cancelled() and task.exception() is None
+        if claim.lost:
+            logger.warning("job %s was cancelled, or recovered by another worker, while it ran here", job.key)
+            queue.conclude(job, Status.ABORTED, error=job.error)
+        elif running.cancelled_for and running.cancelled_for != _STOPPED:
+            self._failed(queue, job, running.cancelled_for)
+        elif done:
+            queue.conclude(job, Status.COMPLETE, result=task.result())
+        elif running.cancelled_for:
+            queue.give_back(job)
+        elif task.cancelled():
+            self._failed(queue, job, "CancelledError: the function cancelled itself")
         else:
-            await queue.finish(job, Status.FAILED, error=error)
+            self._failed(queue, job, "".join(traceback.format_exception(task.exception())))
+
+    def _failed(self, queue: Queue, job: Job, error: str) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            last_line = error.strip().rsplit("\n", 1)[-1]
+            logger.info("job %s failed in attempt %d of %d: %s", job.key, job.attempts, job.retries, last_line)
+        if job.retryable:
+            queue.conclude_retry(job, error)
+        else:
+            queue.conclude(job, Status.FAILED, error=error)
+
+    def _leave(self, running: Running) -> None:
+        """Free the slot, once what is to happen after the job has happened."""
+        if self._after_process is None:
+            running.slots.left()
+            return
+        hook = asyncio.get_running_loop().create_task(self._after(running))
+        self._hooks.add(hook)
+        hook.add_done_callback(self._hooks.discard)
+
+    async def _after(self, running: Running) -> None:
+        assert self._after_process is not None
+        try:
+            await self._after_process(running.context)
+        except Exception:
+            logger.exception("job %s: what is to happen after it failed", running.job.key)
+        finally:
+            running.slots.left()
+
+    async def _give_up(self) -> None:
+        """Cancel what still runs, and give it back."""
+        if self._running:
+            logger.warning("%d jobs are not done after the grace of %g s and are given back", len(self._running),
+                           self.grace_s)  # fmt: skip
+        for task in list(self._running):
+            self._cancel(task, _STOPPED)
+        while self._running:
+            await asyncio.wait(list(self._running), timeout=0.05)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVING_BACK_S):
+                for queue in self.queues.values():
+                    await queue.flusher.drained()
+                if self._hooks:
+                    await asyncio.wait(list(self._hooks))
 
     async def _watch(self) -> None:
         """Stop working on jobs that this process no longer holds, and tell the web page that the worker lives."""
         while True:
             for queue in self.queues.values():
                 with suppress(Exception):
-                    await queue.worker_info(self.name, queue_key=queue.name, ttl=30)
+                    await queue.worker_info(self.name, queue_key=queue.name, metadata=self.metadata, ttl=30)
+            heed_cancellation()
             for _ in range(20):
                 await asyncio.sleep(0.5)
-                for task, job in list(self._running.items()):
-                    claim = job.__dict__.get("claim")
-                    if claim is not None and claim.lost:
-                        task.cancel()
+                for task, running in list(self._running.items()):
+                    claim = running.slots.queue.claim_of(running.job)
+                    if running.cancelled_for or claim is None:
+                        continue
+                    if claim.lost:
+                        self._cancel(task, "lost")
+                    elif claim.overdue():
+                        self._cancel(task, f"HeartbeatError: no heartbeat for {running.job.heartbeat} s")
+
+
+_STOPPED = "the worker stops"
 
 
 async def _called(function: Function, context: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
     """Call a job's function: arguments that do not fit it are the job's failure, not its slot's."""
     return await function(context, **kwargs)
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    _, stuck = await asyncio.wait({task}, timeout=CANCELLATION_S)
-    if stuck:
-        logger.warning("a function does not end although it was cancelled; its slot goes on without it")

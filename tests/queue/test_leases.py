@@ -182,7 +182,10 @@ async def test_sigterm_of_a_real_saq_process_leaves_nothing_active_and_spends_no
         assert await asyncio.to_thread(process.wait, 20) == 0
         assert (await watcher.count("active"), await watcher.count("queued")) == (0, 10)
         assert await counts(watcher) == {"released": 10}
-        assert {job.attempts async for job in watcher.iter_jobs()} == {0}
+        jobs = [job async for job in watcher.iter_jobs()]
+        assert {(job.attempts, job.error) for job in jobs} == {(1, "cancelled")}  # it was one, as SAQ counts them
+        spent = [await watcher.redis.hget(watcher.key_of(job.key), "att") for job in jobs]  # type: ignore[misc]
+        assert spent == [b"0"] * 10
         await sound(watcher)
     finally:
         if process.poll() is None:

@@ -1,19 +1,18 @@
 -- bury: active -> dead. The dead letter is written in the same step that fails the job.
--- ARGV for each job: key, token, body (empty: as it was), error (empty: in the body), row
+-- ARGV: the most dead letters that are kept (0, or left out: no limit),
+--       then for each job: key, token, body (empty: as it was), error (empty: in the body), row
 -- Returns for each job 1 done, 0 refused, 2 already done by this claim.
-local at, said = now(), {}
-for i = 1, #ARGV, 5 do
+local first = #ARGV % 5 + 1
+local at, cap, said = now(), first == 2 and tonumber(ARGV[1]) or 0, {}
+for i = first, #ARGV, 5 do
   local key, token, body, err = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local held = holds(key, token, DEAD)
   if held == 1 then
     record('dead', key, at, ARGV[i + 4])
     redis.call('ZREM', Q .. 'leases', key)
-    redis.call('HSET', J .. key, 'state', DEAD)
     if body ~= '' then redis.call('HSET', J .. key, 'body', body) end
     if err ~= '' then redis.call('HSET', J .. key, 'err', err) end
-    redis.call('ZADD', Q .. 'dead', text(at), key)
-    count('failed')
-    tell(key, 'failed')
+    die(key, at, cap)
   end
   said[#said + 1] = held
 end

@@ -8,16 +8,18 @@ for i = 1, #ARGV, 6 do
   local key, ttl, token, grace = ARGV[i], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 5])
   local f = redis.call('HMGET', J .. key, 'state', 'prio', 'tok', 'body')
   local was = 0
-  if f[1] == QUEUED or f[1] == SCHEDULED or (f[1] == ACTIVE and (token == '' or token == f[3])) then
+  local waits = f[1] == QUEUED or f[1] == SCHEDULED -- then nobody holds it: a late token may not cancel it
+  if (waits and token == '') or (f[1] == ACTIVE and (token == '' or token == f[3])) then
     was = tonumber(f[1])
     if f[1] == ACTIVE then record('cancelled', key, at, token ~= '' and ARGV[i + 4] or f[4]) end
     redis.call('ZREM', Q .. 'queued:' .. f[2], key)
-    redis.call('ZREM', Q .. 'scheduled', key)
+    redis.call('ZREM', Q .. 'incomplete', ID .. key)
     redis.call('ZREM', Q .. 'leases', key)
     redis.call('HSET', J .. key, 'state', CANCELLED, 'err', ARGV[i + 1])
     if f[1] == ACTIVE and token == '' then
       redis.call('HSET', J .. key, 'until', text(at + grace))
-      ttl = ttl == 0 and 0 or math.max(ttl, math.ceil(grace))
+      if grace > 0 then redis.call('SET', Q .. 'aborted:' .. key, ARGV[i + 1], 'PX', math.ceil(grace * 1000)) end
+      if grace > 0 and ttl ~= 0 then ttl = math.max(ttl, math.ceil(grace)) end
     end
     keep_for(key, ttl)
     count('aborted')
@@ -26,6 +28,8 @@ for i = 1, #ARGV, 6 do
     was = tonumber(f[1])
     redis.call('HDEL', J .. key, 'until')
     keep_for(key, ttl)
+  elseif token ~= '' and f[1] then
+    count('fenced')
   end
   said[#said + 1] = was
 end

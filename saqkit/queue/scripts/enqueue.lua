@@ -1,13 +1,37 @@
 -- enqueue: absent (or ended) -> queued, or -> scheduled where the job has a due time.
 -- ARGV: tick, call (a name that is used once), the caller's clock,
 --       then for each job: key, body, prio, due (on the caller's clock; 0: none), users, keep (s its key stays taken after it is done)
+--       or, where only key and body differ: '', prio, due, users, keep, then for each job: key, body
 -- Returns for each job 1 (also where this very call is repeated), or 0 where a job of that key lives or is still kept.
-local at, tick, call, clock, accepted, added = now(), tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), {}, false
-for i = 4, #ARGV, 6 do
-  local key, body, prio, due, users, keep = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 4], ARGV[i + 5]
+local at, tick, call, clock = now(), tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local at_text, accepted, lines, added = text(at), {}, {}, false
+-- A delay lasts as long as its producer meant. Where the clocks agree, a due time is the time itself.
+local ahead = math.abs(clock - at) > 0.05 and clock - at or 0
+local alike = ARGV[4] == ''
+local first, step = alike and 9 or 4, alike and 2 or 6
+local many = (#ARGV - first + 1) / step
+local place = redis.call('INCRBY', Q .. 'seq', many) - many
+
+local function add(key, body, prio, name, users, keep, ...)
+  local fields = {'body', body, 'prio', prio, 'at_q', at_text, 'enq', name, ...}
+  if users ~= '0' then fields[#fields + 1] = 'users'; fields[#fields + 1] = users end
+  if keep ~= '0' then fields[#fields + 1] = 'keep'; fields[#fields + 1] = keep end
+  redis.call('HSET', J .. key, unpack(fields))
+end
+
+local function flush(prio)
+  redis.call('ZADD', Q .. 'queued:' .. prio, unpack(lines[prio]))
+  lines[prio] = nil
+end
+
+local prio, due, users, keep = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+for i = first, #ARGV, step do
+  local key, body = ARGV[i], ARGV[i + 1]
+  if not alike then prio, due, users, keep = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5] end
   local name = call .. '.' .. i
   local old = redis.call('HMGET', J .. key, 'state', 'until', 'enq')
-  local live = old[1] == QUEUED or old[1] == SCHEDULED or old[1] == ACTIVE
+  local live = old[1] == QUEUED or old[1] == SCHEDULED or old[1] == ACTIVE or old[1] == OUTGOING
+  place = place + 1
   if old[3] == name then
     accepted[#accepted + 1] = 1
   elseif live or (old[2] and tonumber(old[2]) > at) then
@@ -17,21 +41,24 @@ for i = 4, #ARGV, 6 do
       if redis.call('ZREM', Q .. 'dead', key) == 1 then count('superseded') end
       redis.call('DEL', J .. key)
     end
-    local fields = {'body', body, 'prio', prio, 'at_q', text(at), 'enq', name}
-    if users ~= '0' then fields[#fields + 1] = 'users'; fields[#fields + 1] = users end
-    if keep ~= '0' then fields[#fields + 1] = 'keep'; fields[#fields + 1] = keep end
-    if due > 0 then
-      -- So long from now, whatever the two clocks say: a producer whose clock is wrong delays by what it meant to.
-      local wakes = due > clock and text(on_tick(at + due - clock, tick)) or text(at)
-      redis.call('HSET', J .. key, 'state', SCHEDULED, 'at_r', wakes, unpack(fields))
-      redis.call('ZADD', Q .. 'scheduled', wakes, key)
+    if due ~= '0' then
+      local wakes = ahead == 0 and due or text(tonumber(due) - ahead)
+      local ready = text(on_tick(tonumber(wakes), tick))
+      if tonumber(wakes) <= at then wakes, ready = text(last_tick(at, tick)), at_text end -- no tick to wait for
+      add(key, body, prio, name, users, keep, 'state', SCHEDULED, 'at_r', ready)
+      redis.call('ZADD', Q .. 'incomplete', wakes, ID .. key)
     else
-      redis.call('HSET', J .. key, 'at_r', text(at), unpack(fields))
-      line_up(key, prio)
+      add(key, body, prio, name, users, keep, 'state', QUEUED, 'seq', place)
+      local line = lines[prio] or {}
+      lines[prio] = line
+      line[#line + 1] = place
+      line[#line + 1] = key
+      if #line >= 2000 then flush(prio) end
     end
     accepted[#accepted + 1] = 1
     added = true
   end
 end
+for prio in pairs(lines) do flush(prio) end
 if added then wake() end
 return accepted

@@ -10,6 +10,7 @@ for i = 1, #ARGV, 4 do
     redis.call('ZREM', Q .. 'leases', key)
     local f = redis.call('HMGET', J .. key, 'prio', 'seq')
     redis.call('HINCRBY', J .. key, 'att', -1)
+    redis.call('HINCRBY', J .. key, 'rel', 1)
     redis.call('HSET', J .. key, 'at_r', text(at))
     if body ~= '' then redis.call('HSET', J .. key, 'body', body) end
     line_up(key, f[1], f[2])

@@ -6,7 +6,7 @@ contact(at, lease)
 for i = 2, #ARGV, 2 do
   local job = redis.call('HMGET', J .. ARGV[i], 'state', 'tok')
   local held = job[1] == ACTIVE and job[2] == ARGV[i + 1]
-  if held then redis.call('ZADD', Q .. 'leases', text(at + lease), ARGV[i]) end
+  if held then redis.call('ZADD', Q .. 'leases', millis(at + lease), ARGV[i]) end
   said[#said + 1] = held and 1 or 0
 end
 return said

@@ -1,4 +1,4 @@
--- retry: active -> scheduled for its delay, rounded up to the tick; without a delay -> queued, at the end of the line.
+-- retry: active -> scheduled for its delay, until the next tick; without a delay -> queued, at the end of the line.
 -- ARGV: tick, then for each job: key, token, body, delay (s), row
 -- Returns for each job 1 done, 0 refused, 2 already done by this claim.
 local at, tick, said = now(), tonumber(ARGV[1]), {}
@@ -9,9 +9,8 @@ for i = 2, #ARGV, 5 do
     record('retry', key, at, ARGV[i + 4])
     redis.call('ZREM', Q .. 'leases', key)
     if delay > 0 then
-      local wakes = text(on_tick(at + delay, tick))
-      redis.call('HSET', J .. key, 'state', SCHEDULED, 'body', ARGV[i + 2], 'at_r', wakes)
-      redis.call('ZADD', Q .. 'scheduled', wakes, key)
+      redis.call('HSET', J .. key, 'state', SCHEDULED, 'body', ARGV[i + 2], 'at_r', text(on_tick(at + delay, tick)))
+      redis.call('ZADD', Q .. 'incomplete', text(at + delay), ID .. key)
     else
       redis.call('HSET', J .. key, 'body', ARGV[i + 2], 'at_r', text(at))
       line_up(key, redis.call('HGET', J .. key, 'prio'))

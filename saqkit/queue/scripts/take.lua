@@ -1,54 +1,66 @@
 -- take: queued -> active, for as many jobs as the caller has free slots; due jobs are promoted first.
--- ARGV: free slots, worker, lease_s, limit (0 = none), period_s, unit (jobs | users), who asks, number of the request,
---       key (take this job alone, wherever it waits; empty: the next ones)
+-- ARGV: free slots (-1: none, and whoever asks will take no more under this name), worker, lease_s, limit (0 = none), period_s, unit (jobs | users), who asks, number of the request,
+--       key (take this job alone, wherever it waits; empty: the next ones), tick_s (left out: 0.2)
 -- A request that is repeated, because its reply was lost, gets what it was given: claims nobody knows of are not left.
+-- Nor are they by a request that still waits behind a blocking pop when its process gives up: it comes too late.
 -- Returns {server time, seconds until something is due or -1, seconds until the rate limit admits more or -1,
---          {key, token, attempt, crashes, prio, at_q, at_r, body}, ...}
+--          {key, token, attempt, crashes, prio, at_q, at_r, body, 1 if attempts are recorded}, ...}
 local at, free, worker, lease = now(), math.min(tonumber(ARGV[1]), 1000), ARGV[2], tonumber(ARGV[3])
 local limit, period, unit, who, request, named = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-local taken, blocked, given = {}, -1, Q .. 'taken:' .. who
+local tick, taken, blocked, given = tonumber(ARGV[10] or '0.2'), {}, -1, Q .. 'taken:' .. who
+local at_text, expires, leases, pairs_given = text(at), millis(at + lease), {}, {}
 
 contact(at, lease)
-promote(at)
+promote(at, tick)
 
-local function row(key, token)
-  local f = redis.call('HMGET', J .. key, 'att', 'crash', 'prio', 'at_q', 'at_r', 'body')
-  return {key, token, tonumber(f[1]), tonumber(f[2] or '0'), tonumber(f[3]), f[4], f[5], f[6]}
+local function hand_over(key, token, attempt, f)
+  taken[#taken + 1] = {key, token, attempt, tonumber(f[2] or '0'), tonumber(f[3]), f[4], f[5] or f[4], f[6],
+                       recording() and 1 or 0}
+  leases[#leases + 1] = expires
+  leases[#leases + 1] = key
 end
 
-local function claim(key, token)
-  redis.call('HINCRBY', J .. key, 'att', 1)
-  redis.call('HSET', J .. key, 'state', ACTIVE, 'tok', token, 'at_t', text(at), 'worker', worker)
-  redis.call('ZADD', Q .. 'leases', text(at + lease), key)
+local function facts(key)
+  return redis.call('HMGET', J .. key, 'att', 'crash', 'prio', 'at_q', 'at_r', 'body')
+end
+
+local function claim(key, number)
+  local f = facts(key)
+  if not f[6] then return end -- somebody deleted the job's hash by hand
+  local token, attempt = string.format('%d-%.0f', number, at * 1000), tonumber(f[1] or '0') + 1
+  redis.call('HSET', J .. key, 'state', ACTIVE, 'tok', token, 'at_t', at_text, 'worker', worker, 'att', attempt)
   tell(key, 'active')
-  taken[#taken + 1] = row(key, string.format('%d', token))
+  hand_over(key, token, attempt, f)
+  pairs_given[#pairs_given + 1] = key
+  pairs_given[#pairs_given + 1] = token
 end
 
 local last = redis.call('GET', given)
+if last == 'closed' then return {at_text, '-1', '-1'} end
+if free < 0 then redis.call('SET', given, 'closed', 'EX', math.ceil(lease) + 1) end
 if last and string.sub(last, 1, #request + 1) == request .. ' ' then
-  for _, pair in ipairs(cjson.decode(string.sub(last, #request + 2))) do
-    local f = redis.call('HMGET', J .. pair[1], 'state', 'tok')
-    if f[1] == ACTIVE and f[2] == pair[2] then
-      redis.call('ZADD', Q .. 'leases', text(at + lease), pair[1])
-      taken[#taken + 1] = row(pair[1], pair[2])
-    end
+  local before = cjson.decode(string.sub(last, #request + 2))
+  for i = 1, #before, 2 do
+    local f = redis.call('HMGET', J .. before[i], 'state', 'tok', 'att')
+    if f[1] == ACTIVE and f[2] == before[i + 1] then hand_over(before[i], f[2], tonumber(f[3]), facts(before[i])) end
   end
-  return {text(at), '0', '-1', unpack(taken)}
+  if #leases > 0 then redis.call('ZADD', Q .. 'leases', unpack(leases)) end
+  return {at_text, '0', '-1', unpack(taken)}
 end
+if free < 0 then return {at_text, '-1', '-1'} end
 
 -- The rate limit is a sliding log: what is admitted stays in the window for a period, or, where one job is heavier
 -- than the whole limit, for weight / limit periods.
 local used = 0
 if limit > 0 then
   used = tonumber(redis.call('GET', Q .. 'weight') or '0')
-  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', Q .. 'window', '-inf', text(at))) do
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', Q .. 'window', '-inf', at_text)) do
     used = used - tonumber(string.match(gone, ':(%d+)$'))
     redis.call('ZREM', Q .. 'window', gone)
   end
 end
 
 local function admitted(key, place)
-  if limit == 0 then return true end
   local weight = 1
   if unit == 'users' then weight = math.max(1, tonumber(redis.call('HGET', J .. key, 'users') or '1')) end
   local counted = math.min(weight, limit)
@@ -66,39 +78,57 @@ local function admitted(key, place)
   return true
 end
 
+-- One at a time, because the head may be too heavy.
+local function take_limited(line)
+  while #taken < free and blocked < 0 do
+    local head = redis.call('ZRANGE', line, 0, 0)
+    if #head == 0 then return end
+    local key, number = head[1], redis.call('INCR', Q .. 'seq')
+    if redis.call('EXISTS', J .. key) == 0 then
+      redis.call('ZREM', line, key)
+    elseif admitted(key, number) then
+      redis.call('ZREM', line, key)
+      claim(key, number)
+    end
+  end
+end
+
+local function take_all(line)
+  while #taken < free do
+    local popped = redis.call('ZPOPMIN', line, free - #taken)
+    if #popped == 0 then return end
+    local number = redis.call('INCRBY', Q .. 'seq', #popped / 2) - #popped / 2
+    for i = 1, #popped, 2 do
+      number = number + 1
+      claim(popped[i], number)
+    end
+  end
+end
+
 local paused, waiting = redis.call('EXISTS', Q .. 'paused') == 1, 0
 if named ~= '' then
   local f = redis.call('HMGET', J .. named, 'state', 'prio')
   if f[1] == QUEUED or f[1] == SCHEDULED then
     redis.call('ZREM', Q .. 'queued:' .. f[2], named)
-    redis.call('ZREM', Q .. 'scheduled', named)
+    redis.call('ZREM', Q .. 'incomplete', ID .. named)
     claim(named, redis.call('INCR', Q .. 'seq'))
   end
 else
   for prio = 1, 4 do
     local line = Q .. 'queued:' .. prio
-    while not paused and #taken < free and blocked < 0 do
-      local head = redis.call('ZRANGE', line, 0, 0)
-      if #head == 0 then break end
-      local key, token = head[1], redis.call('INCR', Q .. 'seq')
-      if redis.call('EXISTS', J .. key) == 0 then
-        redis.call('ZREM', line, key) -- somebody deleted the job's hash by hand
-      elseif admitted(key, token) then
-        redis.call('ZREM', line, key)
-        claim(key, token)
-      end
+    if not paused then
+      if limit > 0 then take_limited(line) else take_all(line) end
     end
-    waiting = waiting + redis.call('ZCARD', line)
+    if waiting == 0 then waiting = redis.call('ZCARD', line) end
   end
-  if limit > 0 then redis.call('SET', Q .. 'weight', used) end
 end
+if limit > 0 then redis.call('SET', Q .. 'weight', used) end
 
 if #taken > 0 then
-  local pairs_given = {}
-  for n, job in ipairs(taken) do pairs_given[n] = {job[1], job[2]} end
+  redis.call('ZADD', Q .. 'leases', unpack(leases))
   redis.call('SET', given, request .. ' ' .. cjson.encode(pairs_given), 'EX', math.ceil(lease) + 1)
 end
-local due = redis.call('ZRANGE', Q .. 'scheduled', 0, 0, 'WITHSCORES')
+local due = redis.call('ZRANGE', Q .. 'incomplete', 0, 0, 'WITHSCORES')
 -- One process was woken; if it leaves something that may be taken, it wakes the next.
 if waiting > 0 and blocked < 0 and not paused then wake() end
-return {text(at), due[2] and text(math.max(0, tonumber(due[2]) - at)) or '-1', text(blocked), unpack(taken)}
+return {at_text, due[2] and text(math.max(0, on_tick(tonumber(due[2]), tick) - at)) or '-1', text(blocked), unpack(taken)}

@@ -1,0 +1,129 @@
+"""What the slots of a process say of their jobs, gathered into few round trips, and repeated until it is heard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from saqkit.queue.line import Line
+from saqkit.queue.scripts_of_queue import AWAY, Backoff, call_all
+
+logger = logging.getLogger("saqkit")
+
+Said = asyncio.Future[int]
+Asked = tuple[str, Sequence[Any], asyncio.Future[Any]]
+
+
+class Flusher:
+    """Gathers what the slots of a process want to say in one turn of the loop, and says it in one round trip.
+
+    While one round trip is under way the next gathers. One whose reply is lost is sent again: every transition compares
+    the claim's token, so the second time changes nothing and reports success.
+    """
+
+    def __init__(self, line: Line, keys: Sequence[str]) -> None:
+        self._line, self._keys = line, keys
+        self._waiting: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]] = {}
+        self._asked: Asked | None = None
+        self.more: Callable[[], Asked | None] = lambda: None
+        """What to ask with what is about to be said, if nothing is asked yet."""
+        self._task: asyncio.Task[None] | None = None
+        self._backoff = Backoff("saqkit queue")
+
+    def say(self, name: str, head: tuple[Any, ...], job: tuple[Any, ...]) -> Said:
+        """Queue one job's transition; the future gets what the script said of it."""
+        future: Said = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault((name, head), []).append((job, future))
+        self._begin()
+        return future
+
+    def ask(self, name: str, args: Sequence[Any], answer: asyncio.Future[Any]) -> None:
+        """Run a script after what is said in the same turn of the loop; one question at a time.
+
+        Unlike what is said, a question is not repeated: its future gets the error of a broker that is away.
+        """
+        self._asked = (name, args, answer)
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="saqkit-flush")
+
+    async def drained(self) -> None:
+        """Wait until all that was said has been answered."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """Give up what could not be said."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for jobs in self._waiting.values():
+            for _, future in jobs:
+                future.cancel()
+        self._waiting = {}
+        if self._asked is not None:
+            self._asked[2].cancel()
+            self._asked = None
+
+    async def _run(self) -> None:
+        while self._waiting or self._asked:
+            await asyncio.sleep(0)  # what ends in this turn of the loop is said together
+            groups, self._waiting = self._waiting, {}
+            asked, self._asked = self._asked or self.more(), None
+            try:
+                await self._send(groups, asked)
+            except asyncio.CancelledError:
+                for jobs in groups.values():
+                    for _, future in jobs:
+                        future.cancel()
+                if asked:
+                    asked[2].cancel()
+                raise
+
+    async def _send(
+        self,
+        groups: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]],
+        asked: Asked | None,
+    ) -> None:
+        calls: list[tuple[str, Sequence[Any]]] = []
+        for (name, head), jobs in groups.items():
+            args = list(head)
+            for job, _ in jobs:
+                args += job
+            calls.append((name, args))
+        while True:
+            if asked:
+                calls.append(asked[:2])
+            try:
+                said = await call_all(self._line, self._keys, calls)
+                break
+            except AWAY as error:
+                if asked:
+                    calls.pop()
+                    _settle(asked[2], error)
+                    asked = None
+                if not calls:
+                    return
+                await self._backoff.wait(error)
+        self._backoff.over()
+        if asked:
+            _settle(asked[2], said.pop())
+        for ((name, _), jobs), answers in zip(groups.items(), said, strict=True):
+            if isinstance(answers, Exception):
+                logger.error("queue: %s of %d jobs failed (%s), their leases will expire", name, len(jobs), answers)
+                answers = [answers] * len(jobs)
+            for (_, future), answer in zip(jobs, answers, strict=True):
+                _settle(future, answer)
+
+
+def _settle(future: asyncio.Future[Any], answer: Any) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
