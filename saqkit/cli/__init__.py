@@ -1,7 +1,7 @@
 """The command line `saqkit`: the only part of the kit that knows both engines, the real one and the model.
 
-Exit status: 0 done, 1 `health` found a problem or a worker did not end well, 2 bad input or a part that is missing (one
-line on standard error says which), 128 + n ended by signal n (130: Ctrl-C).
+Exit status: 0 done, 1 `health` found a problem, 2 bad input or a part that is missing (one line on standard error says
+which), 128 + n ended by signal n (130: Ctrl-C). `worker` ends with the status of the first process that ended badly.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ import click
 import saqkit
 from saqkit.cli.announcing import announce
 from saqkit.cli.capacity import calibrate, compare, demo, measure, plan, predict, probe
+from saqkit.cli.dead_letters import dlq
 from saqkit.cli.describing import show, systems
-from saqkit.cli.operating import broker, dlq, health, stats, users
+from saqkit.cli.operating import broker, health, stats, users
 from saqkit.cli.options import Commands
 from saqkit.cli.working import worker
 

@@ -1,31 +1,32 @@
-"""Operating what runs: `broker`, `users`, `stats`, `health`, `dlq`."""
+"""Operating what runs: `broker`, `users`, `stats`, `health`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
 from saqkit.cli import options
 from saqkit.cli.interrupting import run
-from saqkit.cli.options import Commands, Count, OneOf
-from saqkit.cli.output import bar, emit, number, table
-from saqkit.errors import BrokerError, SaqkitError, UsageError
+from saqkit.cli.options import Commands, OneOf
+from saqkit.cli.output import bar, emit, table
+from saqkit.errors import BrokerError, SaqkitError
 
 if TYPE_CHECKING:
     from saqkit.broker import Broker
-    from saqkit.queue.dead_letters import DeadLetter
     from saqkit.queue.queue import Queue
     from saqkit.spec.topology import Topology
 
 COUNTED = ("complete", "failed", "retried", "aborted", "lost")
 """What a queue has counted since it exists: jobs done, died, retried, aborted, and attempts lost with their worker."""
+
+GONE = ("dead_dropped", "dead_expired")
+"""Dead letters that nobody looked after: dropped by the cap, or past their retention. Only --json tells."""
 
 
 @click.group(cls=Commands)
@@ -125,15 +126,16 @@ def stats(topology: str, redis: str | None, as_json: bool) -> None:
     """Count the jobs of each queue."""
 
     async def carry_out() -> dict[str, dict[str, int]]:
-        async with _queues(options.topology_of(topology, ()), redis) as queues:
+        async with open_queues(options.topology_of(topology, ()), redis) as queues:
             return {name: await _counts(queue) for name, queue in queues.items()}
 
     found = run(carry_out())
     if as_json:
         emit({"queues": found})
         return
-    columns = list(next(iter(found.values())))
-    click.echo(table(["queue", *columns], [[name, *counts.values()] for name, counts in found.items()]))
+    columns = [name for name in next(iter(found.values())) if name not in GONE]
+    rows = [[name, *(counts[column] for column in columns)] for name, counts in found.items()]
+    click.echo(table(["queue", *columns], rows))
 
 
 async def _counts(queue: Queue) -> dict[str, int]:
@@ -144,7 +146,7 @@ async def _counts(queue: Queue) -> dict[str, int]:
         "scheduled": await queue.count("scheduled"),
         "dead": await queue.count("dead"),
         "workers": len((await queue.info())["workers"]),
-        **{name: int(counted.get(name.encode(), 0)) for name in COUNTED},
+        **{name: int(counted.get(name.encode(), 0)) for name in (*COUNTED, *GONE)},
     }
 
 
@@ -180,7 +182,7 @@ async def _health(topology: Topology, redis: str | None, audit: bool) -> dict[st
     counts: dict[str, dict[str, int]] = {}
     undelivered = None
     try:
-        async with _queues(topology, redis) as queues:
+        async with open_queues(topology, redis) as queues:
             server = await asyncio.to_thread(broker.check, _address(redis))
             for name, queue in queues.items():
                 counts[name] = await _counts(queue)
@@ -217,7 +219,8 @@ def _address(redis: str | None) -> str:
 
 
 @asynccontextmanager
-async def _queues(topology: Topology, redis: str | None) -> AsyncIterator[dict[str, Queue]]:
+async def open_queues(topology: Topology, redis: str | None) -> AsyncIterator[dict[str, Queue]]:
+    """The queues of a topology, on a broker that is there."""
     from redis.exceptions import RedisError
 
     from saqkit import broker
@@ -233,145 +236,3 @@ async def _queues(topology: Topology, redis: str | None) -> AsyncIterator[dict[s
     finally:
         for queue in queues.values():
             await queue.disconnect()
-
-
-@click.group(cls=Commands)
-def dlq() -> None:
-    """Dead letters: jobs that are not tried again by themselves."""
-
-
-_only = click.option("--queue", "only", metavar="NAME", help="Of this queue only.")
-_chosen = options.chain(
-    click.argument("keys", nargs=-1, metavar="KEY..."),
-    click.option("--all", "everything", is_flag=True, help="All of them."),
-    _only,
-    options.topology,
-    options.redis,
-    options.as_json,
-)
-
-
-@dlq.command(name="list")
-@_only
-@click.option("--limit", type=Count(), default=100, show_default=True, help="The oldest of each queue.")
-@options.topology
-@options.redis
-@options.as_json
-def list_(only: str | None, limit: int, topology: str, redis: str | None, as_json: bool) -> None:
-    """List them, oldest first."""
-    from saqkit.queue.dead_letters import dead_letters
-
-    async def carry_out() -> list[DeadLetter]:
-        async with _queues(options.topology_of(topology, ()), redis) as queues:
-            return [letter for queue in _those(queues, only) async for letter in dead_letters(queue, limit)]
-
-    found = run(carry_out())
-    if as_json:
-        emit([asdict(letter) for letter in found])
-        return
-    rows = []
-    for letter in found:
-        died = datetime.fromtimestamp(letter.died_at, UTC).isoformat(" ", "seconds")[:19]
-        reason = letter.error.strip().rsplit("\n", 1)[-1]
-        users = len(letter.kwargs.get("users", ()))
-        rows.append([letter.key[:24], letter.queue[:16], users, letter.attempts, died, reason[:24]])
-    click.echo(table(["key", "queue", "users", "attempts", "died (UTC)", "why"], rows) if rows else "none")
-
-
-@dlq.command()
-@_chosen
-def replay(
-    keys: Sequence[str], everything: bool, only: str | None, topology: str, redis: str | None, as_json: bool
-) -> None:
-    """Queue KEYs again, with all their attempts before them; who was not served is pending again."""
-    _some(keys, everything)
-    described = options.topology_of(topology, ())
-
-    async def carry_out() -> dict[str, int]:
-        from saqkit.queue import dead_letters
-
-        async with _queues(described, redis) as queues:
-            chosen = await _choose(_those(queues, only), keys, everything)
-            reopened = await _reopen(described, [letter for letters in chosen.values() for letter in letters])
-            said = [
-                await dead_letters.replay(queues[name], [letter.key for letter in letters])
-                for name, letters in chosen.items()
-                if letters
-            ]
-            return {"replayed": sum(map(sum, said)), "users_reopened": reopened}
-
-    found = run(carry_out())
-    if as_json:
-        emit(found)
-    else:
-        click.echo(f"{number(found['replayed'])} queued again, {number(found['users_reopened'])} users pending again")
-
-
-@dlq.command()
-@_chosen
-def purge(
-    keys: Sequence[str], everything: bool, only: str | None, topology: str, redis: str | None, as_json: bool
-) -> None:
-    """Remove KEYs for good."""
-    _some(keys, everything)
-
-    async def carry_out() -> int:
-        from saqkit.queue import dead_letters
-
-        async with _queues(options.topology_of(topology, ()), redis) as queues:
-            chosen = await _choose(_those(queues, only), keys, everything)
-            gone = 0
-            for name, letters in chosen.items():
-                for first in range(0, len(letters), 1000):
-                    gone += await dead_letters.purge(queues[name], [one.key for one in letters[first : first + 1000]])
-            return gone
-
-    found = run(carry_out())
-    if as_json:
-        emit({"purged": found})
-    else:
-        click.echo(f"{number(found)} removed")
-
-
-def _those(queues: dict[str, Queue], only: str | None) -> list[Queue]:
-    from saqkit.spec.base import did_you_mean
-
-    if only is not None and only not in queues:
-        raise UsageError(f'--queue: there is no queue "{only}" ({did_you_mean(only, queues)})')
-    return [queue for name, queue in queues.items() if only in (None, name)]
-
-
-def _some(keys: Sequence[str], everything: bool) -> None:
-    if bool(keys) == everything:
-        raise UsageError("give either the KEYs of dead letters (`saqkit dlq list` shows them) or --all")
-
-
-async def _choose(queues: list[Queue], keys: Sequence[str], everything: bool) -> dict[str, list[DeadLetter]]:
-    """The dead letters that are meant, by queue; a key that is none is refused before anything is done."""
-    from saqkit.queue.dead_letters import dead_letters
-    from saqkit.spec.base import did_you_mean
-
-    found = {queue.name: [letter async for letter in dead_letters(queue, 10**9)] for queue in queues}
-    if everything:
-        return found
-    known = {letter.key for letters in found.values() for letter in letters}
-    for key in keys:
-        if key not in known:
-            raise UsageError(f'there is no dead letter "{key}" ({did_you_mean(key, known)})')
-    return {name: [letter for letter in letters if letter.key in keys] for name, letters in found.items()}
-
-
-async def _reopen(topology: Topology, letters: list[DeadLetter]) -> int:
-    """The ledger gave these jobs' users up; a worker serves only those who are pending."""
-    from saqkit.app.location import database_url
-    from saqkit.app.store import Store
-
-    reopened = 0
-    async with await Store.open(database_url()) as store:
-        for letter in letters:
-            job = topology.job_types.get(letter.function)
-            if job is None or job.per_user.database != "ledger" or "users" not in letter.kwargs:
-                continue
-            channel = topology.providers[job.per_user.provider].channel if job.per_user.provider else "none"
-            reopened += await store.reopen(letter.kwargs["event"], letter.kwargs["users"], channel)
-    return reopened

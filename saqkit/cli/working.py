@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from saqkit.cli import options
 from saqkit.cli.interrupting import SIGNALS, run
-from saqkit.cli.options import Count, Slots, SlotsOfQueues
-from saqkit.cli.output import emit
+from saqkit.cli.options import Amount, Count, Slots, SlotsOfQueues
 from saqkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from saqkit.app.store import Store
     from saqkit.spec.topology import Topology
+    from saqkit.worker.launcher import Launcher
     from saqkit.worker.process import Configuration
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the command was asked for."""
+
+    topology: Topology
+    slots: dict[str, int]
+    processes: int
+    redis: str | None
+    grace_s: float
+    statistics_s: float
+    verbose: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The signals that came, the processes' exit codes (-n: by signal n) and how often one was started again."""
+
+    signals: list[int]
+    codes: list[int]
+    restarted: int
 
 
 @click.command()
@@ -29,15 +55,22 @@ if TYPE_CHECKING:
 @click.option("--queues", metavar="A,B", help="Serve these queues only (default: all).")
 @click.option("--processes", type=Count(), default=1, show_default=True, help="How many; one that dies is restarted.")
 @click.option("--concurrency", type=SlotsOfQueues(), metavar="C", help="Slots per process: 5, or email=5,sync=2.")
+@click.option("--grace", type=Amount(), default=30.0, show_default="30", metavar="SECONDS",
+              help="How long running jobs may go on once it is told to stop; then they are given back.")  # fmt: skip
+@click.option("--statistics", type=Amount(), default=30.0, show_default="30", metavar="SECONDS",
+              help="Print the counts of the queues so often; 0: never.")  # fmt: skip
 @options.assignments
 @options.redis
-@click.option("-v", "--verbose", is_flag=True, help="Log every job and, every 30 s, the counts of the queues.")
-@options.as_json
+@click.option("-v", "--verbose", is_flag=True, help="Log every job.")
+@click.option("--json", "as_json", is_flag=True,
+              help="Standard output gets a line of JSON per statistics block, and a last one at the end.")  # fmt: skip
 def worker(
     topology: str,
     queues: str | None,
     processes: int,
     concurrency: Slots | None,
+    grace: float,
+    statistics: float,
     assignments: Sequence[str],
     redis: str | None,
     verbose: bool,
@@ -45,21 +78,41 @@ def worker(
 ) -> None:
     """Serve the queues of TOPOLOGY.
 
-    On SIGTERM or Ctrl-C running jobs are given 30 s to end. The broker is $REDIS_URL or the embedded one, the database
-    $SAQKIT_DATABASE_URL or a SQLite file in the state folder, the SMTP server $SAQKIT_SMTP_URL. The exit status is 0
-    after SIGTERM if every process ended well.
+    SIGTERM or Ctrl-C: no more jobs are taken, and it ends as soon as the running ones have, at most after the grace.
+    The second time they are given back at once, without an attempt being counted; the third time all is killed.
+
+    The broker is $REDIS_URL or the embedded one, the database $SAQKIT_DATABASE_URL or a SQLite file in the state
+    folder, the SMTP server $SAQKIT_SMTP_URL. $SAQKIT_LOOP is asyncio, uvloop or auto (uvloop where it is installed).
+
+    The exit status is 0 after SIGTERM, 130 after Ctrl-C and 129 after SIGHUP if every process ended well; else that
+    of the first one that did not: its own, or 128 + n if signal n ended it. It is 2 if a process cannot start.
     """
+    from saqkit.worker.event_loop import loop_name
+
     described = options.topology_of(topology, assignments)
     slots = _slots(described, queues, concurrency)
+    loop_name()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s saqkit %(levelname)s %(message)s"
     )
-    caught, codes = run(_serve(described, slots, processes, redis, verbose))
+    ended = run(_serve(_Wanted(described, slots, processes, redis, grace, statistics, verbose, as_json)))
     if as_json:
-        emit({"topology": described.name, "queues": slots, "processes": processes, "exit_codes": codes})
+        _line({"topology": described.name, "queues": slots, "processes": processes, "restarted": ended.restarted,
+               "exit_codes": ended.codes})  # fmt: skip
+    click.get_current_context().exit(_status(ended))
+
+
+def _status(ended: _Ended) -> int:
     # A process that SIGTERM meets while it still starts ends by the signal: it held nothing.
-    well = all(code in (0, -signal.SIGTERM) for code in codes)
-    click.get_current_context().exit(130 if caught == signal.SIGINT else int(not well))
+    bad = [code for code in ended.codes if code not in (0, -signal.SIGTERM)]
+    first = ended.signals[0]
+    if bad and len(ended.signals) < 3:
+        return 128 - bad[0] if bad[0] < 0 else bad[0]
+    return 0 if first == signal.SIGTERM and not bad else 128 + first
+
+
+def _line(said: dict[str, Any]) -> None:
+    click.echo(json.dumps(said, ensure_ascii=False))
 
 
 def _slots(topology: Topology, queues: str | None, concurrency: Slots | None) -> dict[str, int]:
@@ -76,71 +129,107 @@ def _slots(topology: Topology, queues: str | None, concurrency: Slots | None) ->
     return {name: deployment.slots(topology, name) for name in names}
 
 
-async def _serve(
-    topology: Topology, slots: dict[str, int], processes: int, redis: str | None, verbose: bool
-) -> tuple[int, list[int]]:
-    """Serve until a signal comes; returns it and the processes' exit codes."""
+async def _serve(wanted: _Wanted) -> _Ended:
+    """Serve until a signal comes."""
     from saqkit.worker.launcher import Launcher
+    from saqkit.worker.process import HARD_STOP_S
 
-    url, database = await _checked(topology, redis)
-    launcher = Launcher(_configurations(topology, slots, processes, url, database, verbose))
-    # They report here when they are ready.
-    launcher.configurations = [replace(one, folder=str(launcher.folder)) for one in launcher.configurations]
-    caught: list[int] = []
-    ended = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        url, database, store = await _checked(wanted, stack)
+        launcher = Launcher(_configurations(wanted, url, database))
+        # They report here when they are ready.
+        launcher.configurations = [replace(one, folder=str(launcher.folder)) for one in launcher.configurations]
+        caught: list[int] = []
+        ended = asyncio.Event()
 
-    def end(number: int) -> None:
-        if caught:  # asked twice: what runs is given up, and comes back when its leases expire
-            for one in range(len(launcher.processes)):
-                launcher.kill(one)
-        caught.append(number)
-        ended.set()
+        def end(number: int) -> None:
+            caught.append(number)
+            ended.set()
+            if len(caught) == 2:
+                launcher.terminate()
+            elif len(caught) > 2:  # what they hold comes back when its leases expire
+                for one in range(len(launcher.processes)):
+                    launcher.kill(one)
 
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            loop.add_signal_handler(number, end, number)
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, end, number)
+        telling: asyncio.Task[None] | None = None
+        try:
+            await launcher.start()
+            ready = asyncio.create_task(launcher.ready())
+            stop = asyncio.create_task(ended.wait())
+            await asyncio.wait([ready, stop], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+                served = ", ".join(f"{name} ({number} slots)" for name, number in wanted.slots.items())
+                word = "process serves" if wanted.processes == 1 else "processes serve"
+                click.echo(
+                    f"ready: {wanted.processes} worker {word} {served} of {wanted.topology.name}; Ctrl-C ends", err=True
+                )
+                if wanted.statistics_s > 0:
+                    telling = asyncio.create_task(_tell_statistics(wanted, url, store, launcher))
+                await stop
+            ready.cancel()
+        finally:
+            if telling is not None:
+                telling.cancel()
+                await asyncio.wait([telling])
+            codes = await launcher.stop(wanted.grace_s + HARD_STOP_S)
+        return _Ended(caught, codes, launcher.restarts)
+
+
+async def _tell_statistics(wanted: _Wanted, url: str, store: Store, launcher: Launcher) -> None:
+    from saqkit.queue.building import build_queues
+    from saqkit.worker.statistics import block, report_every, statistics
+
+    queues = build_queues(wanted.topology, url)
+    served = {name: queues[name] for name in wanted.slots}
+
+    async def read() -> dict[str, Any]:
+        alive = sum(process.poll() is None for process in launcher.processes)
+        topics = wanted.topology.topics
+        return await statistics(served, store, topics, alive=alive, restarted=launcher.restarts)
+
+    def tell(counts: dict[str, Any]) -> None:
+        if wanted.as_json:
+            _line(counts)
+        else:
+            click.echo(block(counts), err=True)
+
     try:
-        await launcher.start()
-        ready = asyncio.create_task(launcher.ready())
-        stop = asyncio.create_task(ended.wait())
-        await asyncio.wait([ready, stop], return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            ready.result()
-            served = ", ".join(f"{name} ({number} slots)" for name, number in slots.items())
-            word = "process serves" if processes == 1 else "processes serve"
-            click.echo(f"ready: {processes} worker {word} {served} of {topology.name}; Ctrl-C ends", err=True)
-            await stop
-        ready.cancel()
+        await report_every(wanted.statistics_s, read, tell)
     finally:
-        codes = await launcher.stop()
-    return caught[0], codes
+        for queue in queues.values():
+            await queue.disconnect()
 
 
-async def _checked(topology: Topology, redis: str | None) -> tuple[str, str]:
-    """The addresses of broker and database, once both answer and the providers can be made."""
+async def _checked(wanted: _Wanted, stack: AsyncExitStack) -> tuple[str, str, Store]:
+    """The addresses of broker and database, and the database, once both answer and the providers can be made."""
     from saqkit import broker
     from saqkit.app.location import database_url
     from saqkit.app.mail import build_providers
     from saqkit.app.store import Store
+    from saqkit.worker.connections import check_room
 
-    for provider in build_providers(topology, 0).values():
+    for provider in build_providers(wanted.topology, 0).values():
         await provider.close()
-    url, database = await asyncio.to_thread(broker.resolve, redis), database_url()
+    url, database = await asyncio.to_thread(broker.resolve, wanted.redis), database_url()
     await asyncio.to_thread(broker.check, url)
-    async with await Store.open(database):
-        return url, database
+    if warning := await asyncio.to_thread(check_room, url, len(wanted.slots), wanted.processes):
+        click.echo(f"saqkit: warning: {warning}", err=True)
+    return url, database, await stack.enter_async_context(await Store.open(database))
 
 
-def _configurations(
-    topology: Topology, slots: dict[str, int], processes: int, url: str, database: str, verbose: bool
-) -> list[Configuration]:
+def _configurations(wanted: _Wanted, url: str, database: str) -> list[Configuration]:
     from saqkit.worker.process import Configuration
 
     return [
         Configuration(
-            topology=topology.to_dict(), broker=url, database=database, slots=slots,
-            name=f"{socket.gethostname()}.{os.getpid()}.{number}", log_level="INFO" if verbose else "WARNING",
+            topology=wanted.topology.to_dict(), broker=url, database=database, slots=wanted.slots,
+            name=f"{socket.gethostname()}.{os.getpid()}.{number}", grace_s=wanted.grace_s,
+            log_level="INFO" if wanted.verbose else "WARNING",
         )
-        for number in range(processes)
+        for number in range(wanted.processes)
     ]  # fmt: skip

@@ -16,9 +16,10 @@ class Audit:
     active: int
     dead: int
     problems: tuple[str, ...]
+    outgoing: int = 0
 
 
 async def audit(queue: Queue) -> Audit:
     """Check the invariants of a queue's keys in one script call; it reads every waiting job, so mind the size."""
-    queued, scheduled, active, dead, *problems = await queue.run_script("audit")
-    return Audit(queued, scheduled, active, dead, tuple(problem.decode() for problem in problems))
+    queued, scheduled, active, dead, outgoing, *problems = await queue.run_script("audit")
+    return Audit(queued, scheduled, active, dead, tuple(problem.decode() for problem in problems), outgoing)

@@ -1,64 +1,248 @@
-"""Dead letters: jobs that will not be tried again by themselves. They can be read, replayed and purged."""
+"""Dead letters: jobs that will not be tried again by themselves. They are listed, grouped, replayed, purged, exported.
+
+Reading goes in pages of `PAGE`, so that memory stays bounded whatever their number. It ends with those that were dead
+when it began: what is replayed and dies again meanwhile is not met twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from heapq import heapify, heappop, heapreplace
+from typing import TYPE_CHECKING, Any
 
+from saqkit.errors import UsageError
+from saqkit.queue.letter import DeadLetter, Filter
 from saqkit.queue.queue import Queue
+from saqkit.queue.replaying import PAGE, purge, relay, replay
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Chosen", "DeadLetter", "Filter", "Group", "dead_letters", "dead_letters_frame", "get", "get_all", "groups",
+           "purge", "purge_all", "relay", "replay", "replay_all"]  # fmt: skip
+
+_ALL = Filter()
+_FIELDS = ["body", "prio", "att", "crash", "at_q", "at_t", "err", "worker"]
+_BY = ("error_class", "message", "function", "queue", "tenant")
 
 
 @dataclass(frozen=True)
-class DeadLetter:
-    """A dead job: what it was, why it died (`error` is a stack trace or a reason), after how many attempts and crashes.
+class Group:
+    """Dead letters that have something in common: `by` says what (see `groups`); `example` is the key of the latest."""
 
-    `died_at` and `queued_at` are epoch seconds of the broker's clock.
+    by: dict[str, str]
+    count: int
+    first_died_at: float
+    last_died_at: float
+    example: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was done to the dead letters of a filter: how many were `found`, and of how many it is `done`."""
+
+    found: int
+    done: int
+
+
+async def dead_letters(
+    queues: Queue | Iterable[Queue],
+    limit: int | None = 100,
+    *,
+    where: Filter = _ALL,
+    offset: int = 0,
+    newest_first: bool = False,
+) -> AsyncIterator[DeadLetter]:
+    """The dead letters of a queue, or of several, in order of death, the oldest first.
+
+    At most `limit` (None: any number) of those that `where` means, after the first `offset` of them.
     """
-
-    key: str
-    queue: str
-    function: str
-    kwargs: dict[str, Any]
-    error: str
-    attempts: int
-    crashes: int
-    queued_at: float
-    died_at: float
+    streams = [_read(queue, where, newest_first) for queue in ([queues] if isinstance(queues, Queue) else queues)]
+    number = 0
+    async for letter in _merged(streams, newest_first):
+        if limit is not None and number >= offset + limit:
+            return
+        if number >= offset:
+            yield letter
+        number += 1
 
 
-async def dead_letters(queue: Queue, limit: int = 100) -> AsyncIterator[DeadLetter]:
-    """The dead letters of a queue, oldest first."""
-    rows = await queue.redis.zrange(queue.namespace("dead"), 0, limit - 1, withscores=True)
+async def get(queue: Queue, key: str) -> DeadLetter | None:
+    """The dead letter of a key, None if there is none."""
+    return (await get_all(queue, [key]))[0]
+
+
+async def get_all(queue: Queue, keys: Sequence[str]) -> list[DeadLetter | None]:
+    """The dead letters of keys, None where there is none."""
     async with queue.redis.pipeline(transaction=False) as pipe:
-        for raw, _ in rows:
-            pipe.hmget(queue.key_of(raw.decode()), ["body", "att", "crash", "at_q", "err"])
+        for key in keys:
+            pipe.zscore(queue.namespace("dead"), key)
+        died = await pipe.execute()
+    rows = [(key, at) for key, at in zip(keys, died, strict=True) if at is not None]
+    found = {letter.key: letter for letter in await _letters(queue, rows)}
+    return [found.get(key) for key in keys]
+
+
+async def groups(
+    queues: Queue | Iterable[Queue], by: Sequence[str] = ("error_class", "message"), *, where: Filter = _ALL
+) -> list[Group]:
+    """Count the dead letters that agree in all of `by`, the largest group first.
+
+    `by` are some of error_class, message (without numbers, ids, addresses and quoted words), function, queue, tenant.
+    """
+    if unknown := [name for name in by if name not in _BY]:
+        raise UsageError(f"dead letters cannot be grouped by {', '.join(unknown)} (use {', '.join(_BY)})")
+    found: dict[tuple[str, ...], Group] = {}
+    async for letter in dead_letters(queues, None, where=where):
+        values = tuple(str(getattr(letter, name)) for name in by)
+        old = found.get(values)
+        first, number = (old.first_died_at, old.count) if old else (letter.died_at, 0)
+        found[values] = Group(dict(zip(by, values, strict=True)), number + 1, first, letter.died_at, letter.key)
+    return sorted(found.values(), key=lambda group: (-group.count, -group.last_died_at))
+
+
+async def replay_all(
+    queue: Queue,
+    where: Filter = _ALL,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    to: Queue | str | None = None,
+    before: Callable[[list[DeadLetter]], Awaitable[None]] | None = None,
+    dry_run: bool = False,
+) -> Chosen:
+    """Replay (see `replay`) the dead letters that `where` means, in chunks; `before` is called with each chunk first.
+
+    Each chunk is one atomic step. With `dry_run` they are only counted.
+    """
+    found = done = 0
+    async for chunk in _in_chunks(dead_letters(queue, None, where=where)):
+        found += len(chunk)
+        if not dry_run:
+            if before is not None:
+                await before(chunk)
+            done += sum(await replay(queue, chunk, kwargs=kwargs, to=to))
+    return Chosen(found, done)
+
+
+async def purge_all(queue: Queue, where: Filter = _ALL, *, dry_run: bool = False) -> Chosen:
+    """Remove the dead letters that `where` means for good; with `dry_run` they are only counted."""
+    found = done = 0
+    async for chunk in _in_chunks(dead_letters(queue, None, where=where)):
+        found += len(chunk)
+        if not dry_run:
+            done += await purge(queue, chunk)
+    return Chosen(found, done)
+
+
+async def dead_letters_frame(
+    queues: Queue | Iterable[Queue], limit: int | None = None, *, where: Filter = _ALL
+) -> pd.DataFrame:
+    """The dead letters as a table, in order of death.
+
+    Columns: `key queue function tenant error_class reason worker error` (str; `reason` is the line of `error` that says
+    what happened), `kwargs meta` (str: JSON), `attempts crashes users` (int32), `priority` (int8), `queued_at
+    started_at died_at` (datetime64[us, UTC]; the start is that of the last attempt, NaT where there was none).
+    """
+    import json
+
+    import numpy as np
+    import pandas as pd
+
+    words = ("key", "queue", "function", "tenant", "error_class", "reason", "error", "worker")
+    numbers = {"attempts": "int32", "crashes": "int32", "priority": "int8", "users": "int32"}
+    times, tables = ("queued_at", "started_at", "died_at"), ("kwargs", "meta")
+    columns: dict[str, list[Any]] = {name: [] for name in (*words, *numbers, *times, *tables)}
+    async for letter in dead_letters(queues, limit, where=where):
+        for name, values in columns.items():
+            value = getattr(letter, name)
+            values.append(json.dumps(value, default=repr, ensure_ascii=False) if name in tables else value)
+    frame: dict[str, Any] = {name: pd.array(columns[name], dtype="str") for name in (*words, *tables)}
+    frame |= {name: np.array(columns[name], dtype=kind) for name, kind in numbers.items()}
+    for name in times:
+        micros = np.round(np.array(columns[name], dtype=np.float64) * 1e6)
+        frame[name] = pd.to_datetime(pd.Series(micros), unit="us", utc=True).astype("datetime64[us, UTC]")
+    return pd.DataFrame(frame)[[*words[:6], *numbers, *times, "worker", *tables, "error"]]
+
+
+async def _in_chunks(letters: AsyncIterator[DeadLetter]) -> AsyncIterator[list[DeadLetter]]:
+    chunk: list[DeadLetter] = []
+    async for letter in letters:
+        chunk.append(letter)
+        if len(chunk) == PAGE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+async def _merged(streams: Sequence[AsyncIterator[DeadLetter]], newest_first: bool) -> AsyncIterator[DeadLetter]:
+    sign = -1 if newest_first else 1
+    heads = [(sign * letter.died_at, n, letter) for n, one in enumerate(streams) async for letter in _first(one)]
+    heapify(heads)
+    while heads:
+        _, n, letter = heads[0]
+        yield letter
+        following = await anext(streams[n], None)
+        if following is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (sign * following.died_at, n, following))
+
+
+async def _first(stream: AsyncIterator[DeadLetter]) -> AsyncIterator[DeadLetter]:
+    if (letter := await anext(stream, None)) is not None:
+        yield letter
+
+
+async def _read(queue: Queue, where: Filter, newest_first: bool) -> AsyncIterator[DeadLetter]:
+    """Pages begin where the last one ended, so that what is removed meanwhile makes nobody be left out."""
+    name, (seconds, micros) = queue.namespace("dead"), await queue.redis.time()
+    low, high = where.since or 0.0, min(where.until or float("inf"), seconds + micros / 1e6)
+    seen: set[bytes] = set()
+    while True:
+        number = PAGE + len(seen)
+        if newest_first:
+            rows = await queue.redis.zrevrangebyscore(name, high, low, start=0, num=number, withscores=True)
+        else:
+            rows = await queue.redis.zrangebyscore(name, low, high, start=0, num=number, withscores=True)
+        fresh = [(key.decode(), at) for key, at in rows if key not in seen]
+        if not fresh:
+            return
+        last = fresh[-1][1]
+        seen = {key for key, at in rows if at == last}
+        low, high = (low, last) if newest_first else (last, high)
+        for letter in await _letters(queue, fresh):
+            if where.admits(letter):
+                yield letter
+
+
+async def _letters(queue: Queue, rows: Sequence[tuple[str, float]]) -> list[DeadLetter]:
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        for key, _ in rows:
+            pipe.hmget(queue.key_of(key), _FIELDS)
         found = await pipe.execute()
-    for (raw, died_at), (body, attempts, crashes, queued_at, error) in zip(rows, found, strict=True):
-        if body is None:
-            continue
-        try:
-            job = queue.deserialize(body)
-        except Exception:  # it is here because nobody can read it
-            job = None
-        yield DeadLetter(
-            key=raw.decode(),
-            queue=queue.name,
-            function=job.function if job else "",
-            kwargs=(job.kwargs or {}) if job else {},
-            error=error.decode() if error else (job.error or "") if job else "",
-            attempts=int(attempts or 0),
-            crashes=int(crashes or 0),
-            queued_at=float(queued_at),
-            died_at=died_at,
-        )
+    return [_letter(queue, key, died, f) for (key, died), f in zip(rows, found, strict=True) if f[0] is not None]
 
 
-async def replay(queue: Queue, keys: Iterable[str]) -> list[bool]:
-    """Queue dead letters again with all their attempts before them; returns for each whether it was one."""
-    return [bool(said) for said in await queue.run_script("replay", *keys)]
-
-
-async def purge(queue: Queue, keys: Iterable[str]) -> int:
-    """Remove dead letters for good; returns how many there were."""
-    return int(await queue.run_script("forget", -1, *keys))
+def _letter(queue: Queue, key: str, died_at: float, fields: Sequence[bytes | None]) -> DeadLetter:
+    body, priority, attempts, crashes, queued_at, taken_at, error, worker = fields
+    try:
+        job = queue.deserialize(body)
+    except Exception:  # it is here because nobody can read it
+        job = None
+    return DeadLetter(
+        key=key,
+        queue=queue.name,
+        function=job.function if job else "",
+        kwargs=(job.kwargs or {}) if job else {},
+        meta=(job.meta or {}) if job else {},
+        priority=int(priority or 0),
+        error=error.decode() if error else (job.error or "") if job else "",
+        attempts=int(attempts or 0),
+        crashes=int(crashes or 0),
+        queued_at=float(queued_at or "nan"),
+        started_at=float(taken_at or "nan"),
+        died_at=died_at,
+        worker=worker.decode() if worker else "",
+    )

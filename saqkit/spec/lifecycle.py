@@ -21,6 +21,7 @@ class State(IntEnum):
     DONE = 4
     DEAD = 5
     CANCELLED = 6
+    OUTGOING = 7
 
 
 class Action(IntEnum):
@@ -40,6 +41,9 @@ class Action(IntEnum):
     REPLAY = 11
     FORGET = 12
     RETRY_NOW = 13
+    MOVE = 14
+    DELIVER = 15
+    REFUSE = 16
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(_S.QUEUED, _A.CANCEL, _S.CANCELLED, "operator", "cancel.lua"),
     Transition(_S.SCHEDULED, _A.CANCEL, _S.CANCELLED, "operator", "cancel.lua"),
     Transition(_S.DEAD, _A.REPLAY, _S.QUEUED, "operator", "replay.lua"),
+    Transition(_S.DEAD, _A.MOVE, _S.OUTGOING, "operator", "move.lua"),
+    Transition(_S.OUTGOING, _A.DELIVER, _S.ABSENT, "relay", "deliver.lua"),
+    Transition(_S.OUTGOING, _A.REFUSE, _S.DEAD, "relay", "deliver.lua"),
     *(
         Transition(source, _A.FORGET, _S.ABSENT, "retention", "forget.lua")
         for source in (_S.DONE, _S.DEAD, _S.CANCELLED)

@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PlainSerializer,
     PositiveFloat,
     PositiveInt,
@@ -79,6 +80,11 @@ class Queue(Part):
     dead_retention_s: PositiveFloat = Field(
         default=7 * 86_400.0,
         description="how long dead letters are kept",
+        json_schema_extra=acts_in_real("a dead letter takes no part in any later attempt"),
+    )
+    dead_cap: NonNegativeInt = Field(
+        default=100_000,
+        description="at most so many dead letters are kept, the oldest go first; 0: no limit",
         json_schema_extra=acts_in_real("a dead letter takes no part in any later attempt"),
     )
 

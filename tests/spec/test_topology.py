@@ -189,6 +189,7 @@ def parts() -> list[type[Part]]:
 REAL_ONLY = {
     "Queue.done_retention_s",
     "Queue.dead_retention_s",
+    "Queue.dead_cap",
     "Provider.url",
     "Provider.sender",
     "Deployment.broker",
