@@ -193,12 +193,13 @@ def _interquartile(values: list[float]) -> float:
 
 async def _calls(url: str, seconds: float) -> dict[str, Any]:
     """One client's round trips of a small script, one after the other; it leaves no key behind."""
-    import redis.asyncio
     from redis.exceptions import RedisError
+
+    from saqkit.queue.connecting import client as connect
 
     key, took = f"saqkit-probe:{os.getpid()}:{time.time_ns()}", []
     try:
-        async with redis.asyncio.Redis.from_url(url) as client:
+        async with connect(url, key) as client:
             call = client.register_script(_SCRIPT)  # EVALSHA once it is loaded
             for _ in range(100):
                 await call(keys=[key], args=["x"])
