@@ -36,6 +36,7 @@ from saqkit.spec.probing import Probe
 from saqkit.spec.runs import Run
 from saqkit.spec.topology import Topology, load
 from saqkit.spec.workload import BrokerRestart, Workload
+from saqkit.worker.event_loop import loop_name
 from saqkit.worker.launcher import Launcher
 from saqkit.worker.process import Configuration
 from saqkit.worker.recording import attempts_of, credit_lost, steps_of
@@ -155,6 +156,8 @@ class _Measurement:
         if deployment.cores is not None and deployment.cores < available_cores():
             self.cores = tuple(sorted(os.sched_getaffinity(0))[: deployment.cores])
         self.private: broker.PrivateBroker | None = None
+        # The probe, the shipped profiles and whoever predicts take asyncio's own loop; SAQKIT_LOOP asks for another.
+        self.loop = loop_name("asyncio")
 
     async def carry_out(self, probe: Probe | None) -> Run:
         async with contextlib.AsyncExitStack() as stack:
@@ -201,7 +204,7 @@ class _Measurement:
             steps=steps,
             probe=found.to_dict(),
             workers=workers,
-            facts=_facts(server) | load,
+            facts=_facts(server) | load | {"loop": self.loop},
             disturbed=tuple(disturbed),
             name=self.name,
         )
@@ -210,6 +213,10 @@ class _Measurement:
     async def _broker(self) -> AsyncIterator[tuple[str, Path]]:
         """The broker's address, and a folder for the run's files, which both go at the end."""
         if self.redis:
+            if parse(self.redis).via == "cluster":
+                shown = broker.redact(self.redis)
+                raise RunError(f"{shown}: a run is measured on one server, and a cluster would spread its queues "
+                               "(give redis://, rediss://, unix:// or sentinels)")  # fmt: skip
             with tempfile.TemporaryDirectory(prefix="saqkit-", ignore_cleanup_errors=True) as temporary:
                 yield self.redis, Path(temporary)
             return
@@ -243,6 +250,7 @@ class _Measurement:
                 # Else a relay would join in while the producer is still enqueuing a job for each of many users.
                 relay=any(isinstance(fault, BrokerRestart) for fault in self.workload.faults),
                 environ={"SAQKIT_SMTP_URL": "", "SAQKIT_SMTP_SENDER": ""},  # made-up users get no real email
+                loop=self.loop,
             )
             for number, queues in enumerate(self.deployment.processes(self.topology))
         ]

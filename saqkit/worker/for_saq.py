@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import Any
 
@@ -15,6 +16,10 @@ from saqkit.errors import DescriptionError
 from saqkit.queue.building import build_queues
 from saqkit.spec.base import did_you_mean
 from saqkit.spec.topology import load
+from saqkit.worker.connections import check_room
+from saqkit.worker.loop_lag import LoopLag
+
+logger = logging.getLogger("saqkit")
 
 
 def settings() -> dict[str, Any]:
@@ -29,18 +34,27 @@ def settings() -> dict[str, Any]:
     if name not in topology.queues:
         raise DescriptionError(f'topology {topology.name} has no queue "{name}"', source="SAQKIT_QUEUE", value=name,
                                hint=did_you_mean(name, topology.queues))  # fmt: skip
-    queues = build_queues(topology, broker.resolve())
+    url = broker.resolve()
+    queues = build_queues(topology, url)
+    metadata: dict[str, Any] = {}
 
     async def startup(ctx: dict[str, Any]) -> None:
+        if warning := await asyncio.to_thread(check_room, url, 1):
+            logger.warning(warning)
         store = await Store.open(database_url())
         application = Application(topology, store, queues, build_providers(topology, 0))
         ctx["application"] = application
-        ctx["relay"] = asyncio.create_task(application.relay.run(), name="relay")
+        lag = LoopLag(lambda: [job.function for job in list(ctx["worker"].job_task_contexts)], metadata)
+        ctx["tasks"] = [
+            asyncio.create_task(application.relay.run(), name="relay"),
+            asyncio.create_task(lag.run(), name="lag"),
+        ]
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         if "application" in ctx:
-            ctx["relay"].cancel()
-            await asyncio.wait([ctx["relay"]])
+            for task in ctx["tasks"]:
+                task.cancel()
+            await asyncio.wait(ctx["tasks"])
             await ctx["application"].close()
         for other, queue in queues.items():
             if other != name:
@@ -53,4 +67,5 @@ def settings() -> dict[str, Any]:
         "startup": startup,
         "shutdown": shutdown,
         "after_process": after_process,
+        "metadata": metadata,
     }

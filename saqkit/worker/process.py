@@ -3,6 +3,7 @@
 It removes the file once it has read it, because addresses in it may have passwords.
 
 It stops on SIGTERM, on SIGINT, and when its standard input ends, which is how it learns that its launcher has died.
+Exit status: 0 stopped as told, 2 it could not start or go on (broker, database, settings), 1 anything else.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saqkit.spec.topology import Topology
+from saqkit.worker.event_loop import loop_factory, loop_name
 
 logger = logging.getLogger("saqkit")
+
+HARD_STOP_S = 15.0
+"""What a process may take beyond the grace to give jobs back and disconnect, before it is ended hard."""
 
 
 @dataclass(frozen=True)
 class Configuration:
     """What a worker process is told.
 
-    `slots`: by queue; only these queues are served. `folder`: where it reports (`NAME.PID.ready`, `NAME.PID.done`, and
-    `NAME.PID.steps` of every `sample_every`-th user); empty: nowhere. `cores`: the only cores it may use (Linux).
-    `environ` is laid over the environment's settings of mail. `relay`: whether it may deliver what was announced while
-    the broker was away.
+    `slots`: by queue; only these queues are served. `folder`: where it reports (`NAME.PID.ready`, `NAME.PID.done`,
+    `NAME.PID.failed` with its last words, and `NAME.PID.steps` of every `sample_every`-th user); empty: nowhere.
+    `cores`: the only cores it may use (Linux). `environ` is laid over the environment's settings of mail. `relay`:
+    whether it may deliver what was announced while the broker was away. `loop`: see `event_loop`. `again`: it takes
+    the place of one that died, so it waits for a broker that is away at its start.
     """
 
     topology: dict[str, Any]
@@ -43,33 +52,48 @@ class Configuration:
     folder: str = ""
     sample_every: int = 0
     grace_s: float = 30.0
-    statistics_s: float = 30.0
     log_level: str = "WARNING"
     cores: tuple[int, ...] = ()
     relay: bool = True
     environ: dict[str, str] = field(default_factory=dict)
+    loop: str = "auto"
+    again: bool = False
 
     def to_json(self) -> str:
         """The configuration as JSON."""
         return json.dumps(asdict(self))
 
+    def report(self, kind: str) -> Path | None:
+        """The file in which this process reports `kind`, None if it reports nothing."""
+        return Path(self.folder) / f"{self.name}.{os.getpid()}.{kind}" if self.folder else None
+
 
 async def serve(config: Configuration) -> None:
-    """Serve the configured queues until told to stop."""
+    """Serve the configured queues until told to stop.
+
+    Told once, running jobs may go on for the grace; told again, they are given back at once.
+    """
     from saqkit.app.handlers import Application, after_process
     from saqkit.app.mail import build_providers
     from saqkit.app.store import Store
     from saqkit.queue.building import build_queues
+    from saqkit.worker.loop_lag import LoopLag
     from saqkit.worker.worker import Worker
 
     if config.cores:
         os.sched_setaffinity(0, config.cores)
     topology = Topology.parse(config.topology)
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, again = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (again if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    folder = Path(config.folder) if config.folder else None
+        loop.add_signal_handler(number, told)
+    if os.environ.get("SAQKIT_GUARDED") == "1":
+        patience_s = config.grace_s + HARD_STOP_S
+        threading.Thread(target=_follow_launcher, args=(loop, stop, patience_s), name="guard", daemon=True).start()
     queues = build_queues(topology, config.broker, seed=config.seed, prefix=config.prefix)
     application = Application(
         topology,
@@ -77,68 +101,69 @@ async def serve(config: Configuration) -> None:
         queues,
         build_providers(topology, config.seed, {**os.environ, **config.environ}),
         sample_every=config.sample_every,
-        steps_file=folder / f"{config.name}.{os.getpid()}.steps" if folder else None,
+        steps_file=config.report("steps"),
     )
     served = {name: queues[name] for name in config.slots}
     worker = Worker(served, dict(application.functions()), config.slots, context={"application": application},
                     after_process=after_process, name=config.name, grace_s=config.grace_s)  # fmt: skip
-    tasks = [asyncio.create_task(_statistics(config, served), name="statistics")]
+    lag = LoopLag(worker.running, worker.metadata)
+    worker.metadata["loop"] = loop_name(config.loop)
+    tasks = [asyncio.create_task(lag.run(), name="lag")]
     if config.relay:
         tasks.append(asyncio.create_task(application.relay.run(), name="relay"))
-    if folder:
-        tasks.append(asyncio.create_task(application.follow_outages(folder / "outages.json"), name="outages"))
-    guard = asyncio.create_task(_launcher_lives(stop), name="guard")
-    running = asyncio.create_task(worker.run(), name="worker")
+    if config.folder:
+        outages = Path(config.folder) / "outages.json"
+        tasks.append(asyncio.create_task(application.follow_outages(outages), name="outages"))
     try:
-        await queues[next(iter(queues))].redis.ping()  # type: ignore[misc]
+        if not config.again:
+            await next(iter(served.values())).redis.ping()  # type: ignore[misc]
+        running = asyncio.create_task(worker.run(), name="worker")
+        tasks.append(running)
         began, cpu = time.time(), time.process_time()
         logger.info("worker %s serves %s", config.name, ", ".join(f"{n} x {q}" for q, n in config.slots.items()))
-        if folder:
-            _report(folder / f"{config.name}.{os.getpid()}.ready", {"pid": os.getpid(), "ready_at": began})
-        await asyncio.wait([running, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+        _report(config.report("ready"), {"pid": os.getpid(), "ready_at": began, "loop": worker.metadata["loop"]})
+        await _first(running, stop.wait())
         worker.stop()
-        await running
-        if folder:
-            offset = next(iter(served.values())).clock_offset_s
-            _report(
-                folder / f"{config.name}.{os.getpid()}.done",
-                {"pid": os.getpid(), "ready_at": began, "stopped_at": time.time(), "jobs": worker.jobs,
-                 "cpu_s": time.process_time() - cpu, "clock_offset_s": offset},
-            )  # fmt: skip
+        await _first(running, again.wait())
+        running.cancel()  # no more patience: its slots give back what they run
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.result()
+        offset = next(iter(served.values())).clock_offset_s
+        _report(
+            config.report("done"),
+            {"pid": os.getpid(), "ready_at": began, "stopped_at": time.time(), "jobs": worker.jobs,
+             "cpu_s": time.process_time() - cpu, "clock_offset_s": offset},
+        )  # fmt: skip
     finally:
-        for task in (*tasks, guard):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait([*tasks, guard])
-        for queue in queues.values():
-            await queue.disconnect()
+        await asyncio.wait(tasks)
+        await asyncio.gather(*(queue.disconnect() for queue in queues.values()))
         await application.close()
 
 
-async def _launcher_lives(stop: asyncio.Event) -> None:
-    """Stop when standard input ends, if it is the launcher's pipe."""
-    if os.environ.get("SAQKIT_GUARDED") != "1":
-        return
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    await reader.read()
+async def _first(task: asyncio.Task[None], other: Coroutine[Any, Any, Any]) -> None:
+    """Wait until `task` or `other` is done."""
+    waiting = asyncio.create_task(other)
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+def _follow_launcher(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, patience_s: float) -> None:
+    """Stop when standard input ends, which is the launcher's pipe; a process that cannot stop ends hard."""
+    while os.read(0, 1):
+        pass
     logger.warning("the launcher is gone, this worker stops")
-    stop.set()
+    with suppress(RuntimeError):  # its loop is closed already
+        loop.call_soon_threadsafe(stop.set)
+    time.sleep(patience_s)
+    os._exit(1)
 
 
-async def _statistics(config: Configuration, queues: dict[str, Any]) -> None:
-    """Log a block of counts every `statistics_s` seconds."""
-    while True:
-        await asyncio.sleep(config.statistics_s)
-        for name, queue in queues.items():
-            try:
-                counts = {kind: await queue.count(kind) for kind in ("queued", "active", "scheduled", "dead")}
-                logger.info("%s: waiting %d, active %d, delayed %d, dead %d, done here %d", name, counts["queued"],
-                            counts["active"], counts["scheduled"], counts["dead"], queue.complete)  # fmt: skip
-            except Exception as error:
-                logger.warning("%s: no statistics: %s", name, error)
-
-
-def _report(path: Path, facts: dict[str, Any]) -> None:
+def _report(path: Path | None, facts: dict[str, Any]) -> None:
+    if path is None:
+        return
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(facts), encoding="utf-8")
     unfinished.rename(path)
@@ -156,9 +181,14 @@ def main() -> int:
     logging.basicConfig(level=config.log_level, format=f"%(asctime)s {config.name} %(levelname)s %(message)s")
     logging.getLogger("saq").setLevel(max(logging.WARNING, logging.getLevelName(config.log_level)))
     try:
-        asyncio.run(serve(config))
+        with asyncio.Runner(loop_factory=loop_factory(loop_name(config.loop))) as runner:
+            runner.run(serve(config))
     except (SaqkitError, RedisError) as error:
-        print(f"{config.name}: {error}", file=sys.stderr)
+        words = f"{config.name}: {' '.join(str(error).split())}"
+        if (failed := config.report("failed")) is not None:
+            failed.write_text(words, encoding="utf-8")  # the launcher says it
+        else:
+            print(words, file=sys.stderr)
         return 2
     return 0
 

@@ -14,14 +14,13 @@ from saq.job import Job, Status
 from saqkit import Queue
 from saqkit.queue.dead_letters import dead_letters
 from saqkit.spec.topology import Priority
+from saqkit.testing import drain
 from saqkit.worker.worker import Worker
 
 
 @pytest.fixture
-async def queue(redis_url: str) -> AsyncIterator[Queue]:
-    made = Queue.from_url(redis_url, name="work", lease_s=1.0, sweep_s=0.5, tick_s=0.05)
-    yield made
-    await made.disconnect()
+def queue(saqkit_queue: Queue) -> Queue:
+    return saqkit_queue
 
 
 @asynccontextmanager
@@ -59,9 +58,8 @@ async def letters(queue: Queue) -> list[Any]:
 
 
 async def test_a_job_of_an_unknown_function_is_a_dead_letter_at_once(queue: Queue) -> None:
-    async with working(queue):
-        job = await ended(queue, await enqueue(queue, "nobody_knows", retries=5))
-    assert job.status == Status.FAILED
+    await queue.enqueue("nobody_knows", retries=5)
+    assert repr(await drain(queue, {})) == "<Drained: 1 dead: nobody_knows 1 dead UnknownFunction>"
     (letter,) = await letters(queue)
     assert (letter.function, letter.attempts) == ("nobody_knows", 1)
     assert "UnknownFunction" in letter.error
@@ -71,12 +69,11 @@ async def test_arguments_that_do_not_fit_fail_the_job_and_leave_its_slot_alive(q
     async def greet(ctx: dict[str, Any], *, name: str) -> str:
         return f"hello {name}"
 
-    async with working(queue, greet=greet):
-        bad = await ended(queue, await enqueue(queue, "greet", wrong=1))
-        good = await ended(queue, await enqueue(queue, "greet", name="Ada"))
-    assert bad.status == Status.FAILED
-    assert "TypeError" in (bad.error or "")
-    assert good.result == "hello Ada"
+    await queue.enqueue("greet", wrong=1)
+    await queue.enqueue("greet", name="Ada")
+    drained = await drain(queue, {"greet": greet})
+    assert [(attempt.outcome, attempt.error) for attempt in drained.attempts] == [("dead", "TypeError"), ("done", "")]
+    assert drained.done[0].result == "hello Ada"
 
 
 async def test_a_timeout_is_retried_and_then_dead(queue: Queue) -> None:
@@ -86,10 +83,11 @@ async def test_a_timeout_is_retried_and_then_dead(queue: Queue) -> None:
         runs.append(ctx["job"].attempts)
         await asyncio.sleep(60)
 
-    async with working(queue, hang=hang):
-        job = await ended(queue, await enqueue(queue, "hang", timeout=1, retries=2))
-    assert (runs, job.status, job.attempts) == ([1, 2], Status.FAILED, 2)
+    await queue.enqueue("hang", timeout=1, retries=2)
+    drained = await drain(queue, {"hang": hang})
+    assert [attempt.outcome for attempt in drained.attempts] == ["retry", "dead"]
     (letter,) = await letters(queue)
+    assert (runs, letter.attempts) == ([1, 2], 2)
     assert "TimeoutError" in letter.error
 
 
@@ -142,9 +140,9 @@ async def test_a_result_that_cannot_be_stored_does_not_repeat_the_work(queue: Qu
         runs.append(1)
         return object()
 
-    async with working(queue, odd=odd):
-        job = await ended(queue, await enqueue(queue, "odd", retries=3))
-    assert (len(runs), job.status) == (1, Status.COMPLETE)
+    await queue.enqueue("odd", retries=3)
+    drained = await drain(queue, {"odd": odd})
+    assert (len(runs), len(drained.done), drained.failed) == (1, 1, ())
 
 
 async def test_told_to_stop_it_takes_no_more_and_leaves_as_soon_as_it_is_idle(queue: Queue) -> None:
@@ -178,7 +176,8 @@ async def test_what_is_not_done_after_the_grace_is_given_back_without_costing_an
         await asyncio.wait_for(started.wait(), 10)
     now = await queue.job(job.key)
     assert now is not None
-    assert (now.status, now.attempts) == (Status.QUEUED, 0)
+    assert (now.status, now.attempts) == (Status.QUEUED, 1)
+    assert await queue.redis.hget(queue.key_of(now.key), "att") == b"0"  # type: ignore[misc]
     assert await queue.count("active") == 0
 
 
@@ -225,9 +224,6 @@ async def test_whoever_wants_to_know_is_told_after_each_attempt(queue: Queue) ->
     async def fail(ctx: dict[str, Any]) -> None:
         raise RuntimeError("no")
 
-    worker = Worker({"work": queue}, {"fail": fail}, {"work": 1}, after_process=after)
-    task = asyncio.create_task(worker.run())
-    await ended(queue, await enqueue(queue, "fail", retries=2))
-    worker.stop()
-    await task
+    await queue.enqueue("fail", retries=2)
+    await drain(queue, {"fail": fail}, after_process=after)
     assert seen == [("fail", Status.QUEUED), ("fail", Status.FAILED)]
