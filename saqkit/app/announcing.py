@@ -83,13 +83,16 @@ class Announcer:
                 logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, reason)
         return Announced(saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)
 
-    async def deliver(self, event_id: int) -> None:
-        """Enqueue what an event starts, and mark its outbox row; doing it again changes nothing."""
+    async def deliver(self, event_id: int, *, missing: bool = False) -> None:
+        """Enqueue what an event starts, and mark its outbox row; doing it again changes nothing.
+
+        `missing`: only what the broker does not know, so that a dead letter is not brought back to life.
+        """
         event = await self.store.event(event_id)
         assert event is not None
         entry = self._entry(event)
         for job_type in self.topology.starts(entry):
-            await self._start(event, entry, job_type)
+            await self._start(event, entry, job_type, missing)
         await self.store.mark_delivered([event_id])
 
     def _entry(self, event: EventRow) -> Entry:
@@ -103,19 +106,29 @@ class Announcer:
         level = Priority[priority.upper()] if priority else None
         return Entry(job_type=name, priority=level) if direct else Entry(topic=name, priority=level)
 
-    async def _start(self, event: EventRow, entry: Entry, job_type: str) -> None:
+    async def _start(self, event: EventRow, entry: Entry, job_type: str, missing: bool) -> None:
         spec = self.topology.job_types[job_type]
         queue = self.queues[spec.queue]
         priority = entry.priority or spec.priority
+
+        async def enqueue(jobs: list[Job]) -> None:
+            if missing:
+                known = await queue.jobs(job.key for job in jobs)
+                jobs = [job for job, stored in zip(jobs, known, strict=True) if stored is None]
+                if jobs:
+                    logger.warning("event %d: the broker has lost %d of its jobs, enqueued again", event.id, len(jobs))
+            await queue.enqueue_many(jobs)
+
         if spec.fan_out is not None:
-            first = new_job(self.topology, job_type, f"{job_type}:{event.id}", event, priority=int(priority))
-            await queue.enqueue_many([first])
+            await enqueue([new_job(self.topology, job_type, f"{job_type}:{event.id}", event, priority=int(priority))])
             return
         after = 0
         while page := await self.store.audience_page(event.id, after, 1000):
-            await queue.enqueue_many(
-                new_job(self.topology, job_type, f"{job_type}:{event.id}:{user}", event, [user], int(priority))
-                for user in page
+            await enqueue(
+                [
+                    new_job(self.topology, job_type, f"{job_type}:{event.id}:{user}", event, [user], int(priority))
+                    for user in page
+                ]
             )
             after = page[-1]
 
@@ -146,15 +159,25 @@ def new_job(
 
 
 class Relay:
-    """Delivers what was announced while the broker was away. One leader among the workers, by a lease in the broker."""
+    """Delivers what was announced while the broker was away. One leader among the workers, by a lease in the broker.
+
+    It also delivers again what the broker had and lost: a server whose power fails forgets its last second (with
+    `appendfsync everysec`). So whenever the server has been started anew, the events that were delivered since the
+    relay last looked are looked for. The note of when that was lies in the broker too: it is forgotten together with
+    what came after it, and never before.
+    """
 
     EVERY_S = 0.5
     LEASE_S = 5
+    LOOK_EVERY_S = 5.0
+    SKEW_S = 120.0
+    """How far the clocks of those who announce and of the relay may be apart."""
 
     def __init__(self, announcer: Announcer) -> None:
         self._announcer = announcer
         self._queue = next(iter(announcer.queues.values()))
         self._name = f"{os.getpid()}.{id(self)}"
+        self._looked = float("-inf")
 
     async def run(self) -> None:
         """Deliver for ever; while the broker or the database is away, wait."""
@@ -165,16 +188,30 @@ class Relay:
                 if await self._leads():
                     for event_id in await self._announcer.store.undelivered():
                         await self._deliver(event_id)
+                    if time.monotonic() - self._looked > self.LOOK_EVERY_S:
+                        await self._look()
+                        self._looked = time.monotonic()
                 pause_s = self.EVERY_S
             except AWAY:
                 pause_s = min(2.0, pause_s * 2)
+                self._looked = float("-inf")
             except Exception:
                 logger.exception("the relay cannot look for events")
                 pause_s = min(10.0, pause_s * 2)
 
-    async def _deliver(self, event_id: int) -> None:
+    async def _look(self) -> None:
+        """Deliver again what a server that was started anew has lost."""
+        redis, note, now = self._queue.redis, self._queue.namespace("relayed"), time.time()
+        run = (await redis.info("server"))["run_id"]
+        known, last = await redis.hmget(note, ["run", "at"])  # type: ignore[misc]
+        if known is None or known.decode() != run:
+            for event_id in await self._announcer.store.delivered_since(float(last or now) - self.SKEW_S):
+                await self._deliver(event_id, missing=True)
+        await redis.hset(note, mapping={"run": run, "at": now})  # type: ignore[misc]
+
+    async def _deliver(self, event_id: int, *, missing: bool = False) -> None:
         try:
-            await self._announcer.deliver(event_id)
+            await self._announcer.deliver(event_id, missing=missing)
         except AWAY:
             raise
         except Exception:  # the events behind it are not to wait for this one

@@ -110,11 +110,21 @@ class Application:
     # --- fan out -----------------------------------------------------------------------------------------------------
 
     async def _fan_out(self, name: str, spec: JobType, job: Job, event: EventRow, attempt: Attempt) -> dict[str, Any]:
+        """Enqueue the batches of an event, again if the server was started anew meanwhile: it may have lost some."""
+        redis = self.queues[spec.queue].redis
+        run = (await redis.info("server"))["run_id"]
+        while True:
+            said = await self._pages(name, spec, job, event, attempt)
+            before, run = run, (await redis.info("server"))["run_id"]
+            if run == before:
+                return said
+
+    async def _pages(self, name: str, spec: JobType, job: Job, event: EventRow, attempt: Attempt) -> dict[str, Any]:
         """Page through the audience and enqueue its batches; the cursor is stored after each page.
 
         A batch's key is the event and the user id before it, and a page's batches are enqueued in one step. Whoever
-        resumes after a crash looks whether the page behind the cursor is enqueued already, and then goes on where that
-        page ended: the audience may have changed meanwhile, and batches that are cut anew would overlap the old ones.
+        resumes after a crash goes from page to page of those that are enqueued already, and then on where the last one
+        ended: the audience may have changed meanwhile, and batches that are cut anew would overlap the old ones.
         """
         edge = spec.fan_out
         assert edge is not None
@@ -122,13 +132,15 @@ class Application:
         size = max(1, edge.page_size // edge.batch_size) * edge.batch_size  # whole batches, but for the last
         burn(spec.cpu_us)
         with attempt.database():
-            cursor = await self.store.fan_out_cursor(event.id, name)
-        found = batches = 0
-        known = await queue.job(f"{edge.to}:{event.id}:{cursor}")
-        if known is not None and (enqueued := known.meta.get("page")):
-            cursor, batches, found = enqueued
-            with attempt.database():
-                await self.store.advance_fan_out(event.id, name, cursor, batches, found, False)
+            stored = await self.store.fan_out_cursor(event.id, name)
+        cursor = found = batches = 0
+        # The broker knows what is enqueued; the cursor may be a page behind it or, after a power cut, a second ahead.
+        while (known := await queue.job(f"{edge.to}:{event.id}:{cursor}")) and (enqueued := known.meta.get("page")):
+            cursor, count, reached = enqueued
+            batches, found = batches + count, found + reached
+            if cursor > stored:
+                with attempt.database():
+                    await self.store.advance_fan_out(event.id, name, cursor, count, reached, False)
         logger.info("processing job %s for event %d", job.key, event.id)
         while True:
             with attempt.database():

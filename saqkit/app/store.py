@@ -249,11 +249,24 @@ class Store:
         oldest = waiting.order_by(outbox.c.event_id).limit(limit)
         return await self._database.read(lambda connection: list(connection.execute(oldest).scalars()))
 
+    async def topics(self) -> dict[str, tuple[int, int]]:
+        """By topic: how many events were announced, and how many of them no broker has yet."""
+        late = func.count(outbox.c.event_id).filter(outbox.c.delivered_at.is_(None))
+        joined = events.outerjoin(outbox, outbox.c.event_id == events.c.id)
+        counted = select(events.c.topic, func.count(), late).select_from(joined).group_by(events.c.topic)
+        rows = await self._database.read(lambda connection: connection.execute(counted).all())
+        return {topic: (announced, undelivered) for topic, announced, undelivered in rows}
+
     async def mark_delivered(self, event_ids: Sequence[int], *, at: float | None = None) -> None:
         """The broker has these events since `at` (default: now)."""
         waiting = outbox.update().where(outbox.c.event_id.in_(event_ids), outbox.c.delivered_at.is_(None))
         delivered = waiting.values(delivered_at=_now(at))
         await self._database.write(lambda connection: connection.execute(delivered))
+
+    async def delivered_since(self, at: float) -> list[int]:
+        """Events that the broker took at `at` or later, oldest first."""
+        recent = select(outbox.c.event_id).where(outbox.c.delivered_at >= at).order_by(outbox.c.event_id)
+        return await self._database.read(lambda connection: list(connection.execute(recent).scalars()))
 
     async def event(self, event_id: int) -> EventRow | None:
         known = select(events).where(events.c.id == event_id)
