@@ -1,0 +1,91 @@
+"""Worker processes that are killed and replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+
+from a_worker_of_chaos import Order
+
+import saqkit
+
+PROGRAM = Path(__file__).with_name("a_worker_of_chaos.py")
+
+
+class Nursery:
+    """Starts worker processes; all of them end with it."""
+
+    def __init__(self, log: Path) -> None:
+        root = str(Path(saqkit.__file__).parents[1])  # the very code that this process tests
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("ab"),
+            text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": root},
+        )  # fmt: skip
+
+    def start(self, order: Order) -> int:
+        """Start a worker and return its process id."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asdict(order)) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+        self._process.stdout.close()
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Crowd:
+    """So many workers at a time. Each that is started has a number of its own, with which its faults are drawn."""
+
+    def __init__(self, nursery: Nursery, order: Order, workers: int = 4, seed: int = 1) -> None:
+        self._nursery, self._order, self._random = nursery, order, Random(seed)
+        self.pids: list[int] = []
+        self.kills = self.started = 0
+        self.armed = bool(order.faults)
+        self._wanted = workers
+
+    def tend(self) -> None:
+        """Replace the workers that are dead."""
+        self.pids = [pid for pid in self.pids if lives(pid)]
+        while len(self.pids) < self._wanted:
+            faults = f"{self._order.faults},process={self.started}" if self.armed else ""
+            self.pids.append(self._nursery.start(replace(self._order, faults=faults)))
+            self.started += 1
+
+    def kill(self, all_of_them: bool = False) -> None:
+        """SIGKILL one of the workers."""
+        for pid in list(self.pids) if all_of_them else [self._random.choice(self.pids)]:
+            if lives(pid):
+                os.kill(pid, signal.SIGKILL)
+                self.kills += 1
+            self.pids.remove(pid)
+
+    def stop(self, within_s: float = 20) -> None:
+        """SIGTERM to all, and wait until they are gone."""
+        for pid in self.pids:
+            if lives(pid):
+                os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + within_s
+        while alive := [pid for pid in self.pids if lives(pid)]:
+            assert time.monotonic() < until, f"{len(alive)} workers do not end within {within_s} s of SIGTERM"
+            time.sleep(0.01)
+        self.pids = []

@@ -1,0 +1,209 @@
+"""Four workers that are killed all the time, with faults at every site: no job is lost, every promise is kept.
+
+Two phases, as TigerBeetle has them. Safety: a worker is killed every two seconds, replies are lost, processes stand
+still or end at any site, the server is restarted and forgets its scripts; the audit is sound all the time. Liveness:
+all workers are killed once more, faults end, and the queue drains within a bound. Then the books are judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from a_worker_of_chaos import Order
+from accounting import Account, Promise, Tell, account, actions, hits, sound
+from crowd import Crowd, Nursery
+from saq.job import Job
+from seeds import seeds
+
+from saqkit.broker import PrivateBroker
+from saqkit.queue.queue import Queue
+from saqkit.queue.scripts_of_queue import AWAY
+
+WORKERS, SLOTS, LEASE_S, SWEEP_S = 4, 10, 1.0, 0.5
+WORKER_KINDS = pytest.mark.parametrize("kind", ["saqkit", "saq"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long jobs come and workers die, and how long the rest may take afterwards (on a machine that others use)."""
+
+    jobs: int
+    safety_s: float
+    kill_every_s: float
+    rate: float
+    drain_s: float
+
+
+FAST = Plan(jobs=1_500, safety_s=6.0, kill_every_s=1.0, rate=0.003, drain_s=30.0)
+LONG = Plan(jobs=20_000, safety_s=60.0, kill_every_s=2.0, rate=0.0005, drain_s=90.0)
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateBroker]:
+    started = PrivateBroker()
+    yield started
+    started.stop()
+
+
+def mixture(plan: Plan, random: Random) -> tuple[list[Job], dict[str, Promise]]:
+    """Jobs of 20 ms, of which some fail once, wait, die, are unknown, or run until they are cancelled."""
+    jobs, promises = [], {}
+    for n in range(plan.jobs):
+        key, promise, scheduled = str(n), Promise(), 0.0
+        function, kwargs = "work", {"ms": 20}
+        kind = random.choices(["plain", "once", "late", "dies", "unknown", "held"], [86, 5, 5, 2, 1.7, 0.3])[0]
+        if kind == "once":
+            kwargs["fails"] = 1
+        elif kind == "late":
+            scheduled = random.uniform(0.2, 2.0)
+        elif kind == "dies":
+            kwargs["fails"], promise.dies = 99, True
+        elif kind == "unknown":
+            function, kwargs, promise.dies = "nobody_has_this", {}, True
+        elif kind == "held":
+            function, kwargs, promise.cancelled = "hold", {}, True
+        promise.cancelled |= random.random() < 0.02
+        timeout = 0 if kind == "held" else 30
+        jobs.append(Job(function, key=key, kwargs=kwargs, retries=3, retry_delay=0.1, timeout=timeout, ttl=0,
+                        priority=random.randint(0, 4), scheduled=scheduled, meta={"keep_key_s": 3600}))  # fmt: skip
+        promises[key] = promise
+    random.shuffle(jobs)
+    return jobs, promises
+
+
+async def produce(queue: Queue, jobs: list[Job], for_s: float) -> int:
+    """Enqueue evenly over a time; what is not answered is said again. Returns how many jobs were there by then."""
+    chunk, began, recovered = max(1, len(jobs) // 100), time.monotonic(), 0
+    for start in range(0, len(jobs), chunk):
+        part = jobs[start : start + chunk]
+        for job in part:
+            job.scheduled += time.time() if job.scheduled else 0
+        again = False
+        while True:
+            try:
+                accepted = await queue.enqueue_many(part)
+                break
+            except AWAY:
+                again = True
+                await asyncio.sleep(0.1)
+        assert again or all(accepted), "a job of a new key is refused"
+        recovered += accepted.count(False)
+        await asyncio.sleep(max(0.0, began + for_s * (start + chunk) / len(jobs) - time.monotonic()))
+    return recovered
+
+
+async def cancel(queue: Queue, promises: dict[str, Promise], within: asyncio.Event) -> None:
+    """Cancel what is to be cancelled, again and again, whether it waits, runs or has ended."""
+    wanted = [key for key, promise in promises.items() if promise.cancelled]
+    while not within.is_set():
+        for key in wanted:
+            with contextlib.suppress(*AWAY):
+                await queue.abort(Job("any", key=key, ttl=0, queue=queue), "not wanted", ttl=1)
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The books of a run, how many workers the test killed, what the fault sites did, and how long the rest took."""
+
+    account: Account
+    kills: int
+    actions: Counter[str]
+    hits: dict[str, int]
+    drain_s: float
+
+
+async def chaos(plan: Plan, kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path) -> Outcome:
+    url = (await asyncio.to_thread(server.start)).url
+    effects, log = tmp_path / "effects", tmp_path / "faults"
+    # Longer than a lease: whoever stands still for so long has lost its jobs, and is refused.
+    faults = f"seed={seed},rate={plan.rate},sleep_s={1.5 * LEASE_S},log={log}"
+    order = Order(kind, url, str(effects), slots=SLOTS, lease_s=LEASE_S, sweep_s=SWEEP_S, faults=faults)
+    crowd, random = Crowd(nursery, order, WORKERS, seed), Random(seed)
+    queue = Queue.from_url(url, name="q", lease_s=LEASE_S, sweep_s=SWEEP_S)
+    jobs, promises = mixture(plan, random)
+    drained = asyncio.Event()
+    try:
+        crowd.tend()
+        producing = asyncio.create_task(produce(queue, jobs, plan.safety_s))
+        cancelling = asyncio.create_task(cancel(queue, promises, drained))
+        restart_at, flush_at = 0.6 * plan.safety_s, 0.3 * plan.safety_s
+        began = killed = time.monotonic()
+        while time.monotonic() - began < plan.safety_s or not producing.done():
+            await asyncio.sleep(0.05)
+            crowd.tend()
+            now = time.monotonic()
+            if now - killed >= plan.kill_every_s:
+                crowd.kill()
+                killed = now
+                await sound(queue)
+            if now - began > flush_at:
+                flush_at = float("inf")
+                await queue.redis.script_flush()
+            if now - began > restart_at:
+                restart_at = float("inf")
+                await asyncio.to_thread(server.restart, 0.3)
+                await sound(queue)
+        recovered = await producing
+
+        crowd.kill(all_of_them=True)
+        crowd.armed = False
+        crowd.tend()
+        calm = time.monotonic()
+        while await queue.count("incomplete"):
+            assert time.monotonic() - calm < plan.drain_s, f"not drained {plan.drain_s} s after the last fault"
+            await asyncio.sleep(0.05)
+        drain_s = time.monotonic() - calm
+        drained.set()
+        await cancelling
+        await asyncio.to_thread(crowd.stop)
+        await sound(queue)
+        judged = await account(queue, promises, effects, recovered)
+        return Outcome(judged, crowd.kills, actions(log), hits(log), drain_s)
+    finally:
+        drained.set()
+        crowd.kill(all_of_them=True)
+        await queue.disconnect()
+
+
+async def check(
+    plan: Plan, kind: str, seed: int, nursery: Nursery, server: PrivateBroker, path: Path, tell: Tell
+) -> None:
+    run = await chaos(plan, kind, seed, nursery, server, path)
+    judged, kills, faults = run.account, run.kills, run.actions
+    seen = {"kills": kills, "faults": faults.total(), "poison": judged.poison, "drained s": round(run.drain_s, 1)}
+    tell(judged.row(**seen), run.hits)
+    assert judged.lost == []
+    assert judged.unexpected == []
+    assert judged.accepted == plan.jobs == judged.done + judged.dead + judged.cancelled
+    assert judged.doubled <= judged.counts["lost"], "a job ran twice although its lease had not expired"
+    assert judged.doubled <= SLOTS * (kills + faults["exit"] + faults["kill"] + faults["sleep"])
+    assert faults.total() >= 1, "a run without faults shows nothing"
+    assert kills >= plan.safety_s / plan.kill_every_s / 2
+
+
+@seeds(1)
+@WORKER_KINDS
+async def test_four_workers_that_are_killed_lose_no_job(
+    kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path, tell: Tell
+) -> None:
+    await check(FAST, kind, seed, nursery, server, tmp_path, tell)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(400)
+@seeds(1, 2, 3, 4, 5)
+@WORKER_KINDS
+async def test_twenty_thousand_jobs_survive_a_minute_of_kills(
+    kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path, tell: Tell
+) -> None:
+    await check(LONG, kind, seed, nursery, server, tmp_path, tell)
