@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from audit_table import pytest_terminal_summary  # noqa: F401  # a hook: pytest looks for it here
 
 if TYPE_CHECKING:
     from saqkit.broker import Broker
+    from saqkit.queue.queue import Queue
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+pytest_plugins = ["saqkit.testing.plugin"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +42,9 @@ def tmp_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
+def broker(saqkit_broker: Broker) -> Broker:
     """A private server for the whole session; its address is `broker.url`."""
-    from saqkit.broker import private
-
-    with private() as server:
-        yield server
+    return saqkit_broker
 
 
 @pytest.fixture
@@ -73,3 +77,58 @@ async def postgres_url() -> AsyncIterator[str]:
         async with engine.connect() as connection:
             await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         await engine.dispose()
+
+
+@pytest.fixture
+async def make_queue(redis_url: str) -> AsyncIterator[Callable[..., Queue]]:
+    """Queues on the private server (or at `url`), disconnected at the end."""
+    from saqkit.queue.queue import Queue
+
+    made: list[Queue] = []
+
+    def make(name: str = "q", **options: Any) -> Queue:
+        made.append(Queue.from_url(options.pop("url", redis_url), name=name, **options))
+        return made[-1]
+
+    yield make
+    for queue in made:
+        await queue.disconnect()
+
+
+@pytest.fixture
+def counts() -> Callable[[Queue], Awaitable[dict[str, int]]]:
+    """The queue's counters."""
+
+    async def read(queue: Queue) -> dict[str, int]:
+        found: Any = await queue.redis.hgetall(queue.namespace("counts"))  # type: ignore[misc]
+        return {name.decode(): int(value) for name, value in found.items()}
+
+    return read
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[float]]:
+    """Wait for a condition, at most so many seconds; returns how long it took."""
+
+    async def wait(condition: Callable[[], Awaitable[object]], at_most_s: float) -> float:
+        began = time.monotonic()
+        while True:
+            with contextlib.suppress(ConnectionError):
+                if await condition():
+                    return time.monotonic() - began
+            assert time.monotonic() - began < at_most_s, f"not within {at_most_s} s"
+            await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def sound() -> Callable[[Queue], Awaitable[None]]:
+    """Assert that every job is in exactly one place."""
+
+    from saqkit.queue.audit import audit
+
+    async def check(queue: Queue) -> None:
+        assert (await audit(queue)).problems == ()
+
+    return check

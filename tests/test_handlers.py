@@ -21,7 +21,7 @@ from saqkit.app.mail import Email, build_providers
 from saqkit.app.store import GONE, Store
 from saqkit.errors import StoreError
 from saqkit.queue.building import build_queues
-from saqkit.testing import SmtpSink
+from saqkit.testing import RecordingProvider, SmtpSink
 from saqkit.worker.launcher import Launcher
 from saqkit.worker.process import Configuration
 from saqkit.worker.recording import Row, read
@@ -269,23 +269,13 @@ async def test_the_ledger_says_why_a_dead_jobs_users_were_not_served(redis_url: 
         assert all("try again later" in failure.error for failure in failures)
 
 
-class Odd:
+class Odd(RecordingProvider):
     """A provider that raises what no provider should, for one user, the first time."""
 
-    name, sender = "email", "Odd <odd@sender.example>"
-
-    def __init__(self) -> None:
-        self.sent: list[Email] = []
-        self._raised = False
-
     async def send(self, email: Email) -> None:
-        if email.user == 2 and not self._raised:
-            self._raised = True
+        if email.user == 2 and email.attempt == 1:
             raise KeyError("surprise")
-        self.sent.append(email)
-
-    async def close(self) -> None:
-        pass
+        await super().send(email)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -302,10 +292,10 @@ async def test_one_failing_user_never_stops_the_others(redis_url: str, tmp_path:
 
 
 async def test_a_message_is_named_after_its_channel(redis_url: str, tmp_path: Path) -> None:
-    odd = Odd()
+    provider = RecordingProvider(sender="Odd <odd@sender.example>")
     async with system(lab(providers__email__channel="sms"), redis_url, tmp_path, 1) as made:
-        await attempts_on(made, [1], email=odd)
-        assert [email.message_id for email in odd.sent] == ["<e1.u1.sms@sender.example>"]
+        await attempts_on(made, [1], email=provider)
+        assert [email.message_id for email in provider.sent] == ["<e1.u1.sms@sender.example>"]
         assert await made.store.ended(1, [1], "email") == []
         assert [status for status, _ in await made.store.ended(1, [1], "sms")] == ["sent"]
 
@@ -313,11 +303,11 @@ async def test_a_message_is_named_after_its_channel(redis_url: str, tmp_path: Pa
 async def test_a_timed_out_attempt_leaves_its_results_in_the_ledger_for_the_next(
     redis_url: str, tmp_path: Path
 ) -> None:
-    class Slow(Odd):
+    class Slow(RecordingProvider):
         async def send(self, email: Email) -> None:
             if email.attempt == 1 and email.user == 4:
                 await asyncio.sleep(30)
-            self.sent.append(email)
+            await super().send(email)
 
     slow = Slow()
     topology = lab(

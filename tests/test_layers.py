@@ -32,6 +32,7 @@ FLOORS = {
     "saqkit.worker": 5,
     "saqkit.measuring": 6,
     "saqkit.cli": 7,
+    "saqkit.testing": 8,
 }
 HEAVY = {"matplotlib", "pandas", "redis", "saq", "simpy", "sqlalchemy"}
 

@@ -247,7 +247,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{given.out}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
