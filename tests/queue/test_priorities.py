@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from saq.job import Job, Status
 
 from saqkit.errors import UsageError
 from saqkit.queue.queue import Queue
+from saqkit.testing import advance
 
 
 async def order(queue: Queue, number: int) -> list[str]:
@@ -49,10 +51,9 @@ async def test_a_retried_job_joins_the_end_and_a_released_one_keeps_its_place(qu
 
 
 async def test_promoted_jobs_join_the_end(queue: Queue) -> None:
-    await queue.enqueue("f", key="late", scheduled=1)
-    await queue.redis.zadd(queue.namespace("scheduled"), {"late": 32503680000})
+    await queue.enqueue("f", key="late", scheduled=int(time.time()) + 3600)
     await queue.enqueue("f", key="early")
-    await queue.redis.zadd(queue.namespace("scheduled"), {"late": 1})
+    await advance(queue, 3601)
     assert await order(queue, 2) == ["early", "late"]
 
 

@@ -18,7 +18,8 @@ from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import digest, source
 from saqkit.spec.lifecycle import NEXT, TRANSITIONS, Action, State, Transition
 
-PLACE = {State.QUEUED: ["queued:3"], State.SCHEDULED: ["scheduled"], State.ACTIVE: ["leases"], State.DEAD: ["dead"]}
+PLACE = {State.QUEUED: ["queued:3"], State.SCHEDULED: ["incomplete"], State.ACTIVE: ["leases"], State.DEAD: ["dead"],
+         State.OUTGOING: ["outgoing"]}  # fmt: skip
 COUNTED = {
     Action.FINISH: ["complete"],
     Action.RETRY: ["retried"],
@@ -28,6 +29,8 @@ COUNTED = {
     Action.RECOVER: ["lost"],
     Action.POISON: ["failed", "lost"],
     Action.CANCEL: ["aborted"],
+    Action.REPLAY: ["dead_replayed"],
+    Action.DELIVER: ["dead_moved"],
 }
 Counts = Callable[[Queue], Awaitable[dict[str, int]]]
 Places = Callable[[Queue, str], Awaitable[list[str]]]
@@ -41,14 +44,16 @@ async def reach(queue: Queue, state: State) -> Job:
     if state == State.SCHEDULED:
         job.scheduled = int(time.time()) + 3600
     assert await queue.enqueue_many([job]) == [True]
-    if state in (State.ACTIVE, State.DONE, State.DEAD):
+    if state in (State.ACTIVE, State.DONE, State.DEAD, State.OUTGOING):
         job = await taken(queue)
     if state == State.DONE:
         await queue.finish(job, Status.COMPLETE, result=1)
-    elif state == State.DEAD:
+    elif state in (State.DEAD, State.OUTGOING):
         await queue.finish(job, Status.FAILED, error="ValueError: no")
     elif state == State.CANCELLED:
         await queue.abort(job, "stopped")
+    if state == State.OUTGOING:
+        await do(queue, job, Action.MOVE)
     return job
 
 
@@ -68,7 +73,7 @@ async def do(queue: Queue, job: Job, action: Action) -> None:
             later = Job("f", key="k", queue=queue, scheduled=int(time.time()) + 3600)
             assert await queue.enqueue_many([later]) == [True]
         case Action.PROMOTE:
-            await queue.redis.zadd(queue.namespace("scheduled"), {"k": 1})
+            await queue.redis.zadd(queue.namespace("incomplete"), {queue.job_id("k"): 1})
             assert await queue.schedule() == [job.id]
         case Action.TAKE:
             assert (await taken(queue)).key == "k"
@@ -90,6 +95,11 @@ async def do(queue: Queue, job: Job, action: Action) -> None:
             await queue.abort(job, "stopped")
         case Action.REPLAY:
             assert await replay(queue, ["k"]) == [True]
+        case Action.MOVE:
+            assert await queue.run_script("move", "elsewhere", "k", "", "{}", 0, "m") == [1]
+        case Action.DELIVER | Action.REFUSE:
+            accepted = int(action == Action.DELIVER)
+            assert await queue.run_script("deliver", "k", "m", accepted) == [accepted]
         case Action.FORGET:
             if not await purge(queue, ["k"]):  # done and cancelled jobs expire by themselves
                 assert 0 < await queue.redis.ttl(queue.key_of("k")) <= job.ttl
@@ -109,11 +119,14 @@ async def test_an_allowed_transition_moves_the_job_and_counts_it(
     state = await queue.redis.hget(queue.key_of("k"), "state")  # type: ignore[misc]
     assert State(int(state or 0)) == step.target
     assert await places(queue, "k") == PLACE.get(step.target, [])
-    told = COUNTED.get(step.action, ["superseded"] if step.source == State.DEAD and step.action <= Action.DELAY else [])
+    told = COUNTED.get(step.action, [])
+    if step.source == State.DEAD:
+        again = ["superseded"] if step.action <= Action.DELAY else told
+        told = {Action.FORGET: ["dead_purged"]}.get(step.action, again)
     after = await counts(queue)
     assert Counter(after) - Counter(before) == Counter(told)
     where = [int(step.target == kind) for kind in (State.QUEUED, State.SCHEDULED, State.ACTIVE, State.DEAD)]
-    assert await audit(queue) == Audit(*where, problems=())
+    assert await audit(queue) == Audit(*where, problems=(), outgoing=int(step.target == State.OUTGOING))
 
 
 async def everything(queue: Queue) -> dict[str, Any]:
@@ -157,11 +170,14 @@ async def test_what_the_life_cycle_does_not_allow_changes_nothing(queue: Queue, 
         Action.CANCEL: ("cancel", "k", "no", 600, "", "{}", 5),
         Action.REPLAY: ("replay", "k"),
         Action.FORGET: ("forget", -1, "k"),
+        Action.MOVE: ("move", "elsewhere", "k", "", "{}", 0, "m"),
+        Action.DELIVER: ("deliver", "k", "m", 1),
+        Action.REFUSE: ("deliver", "k", "m", 0),
     }
     before = await everything(queue)
     said = await queue.run_script(*raw[action])
     assert await everything(queue) == before
-    if state != State.ABSENT and action not in (Action.TAKE, Action.FORGET):
+    if state != State.ABSENT and action not in (Action.TAKE, Action.FORGET, Action.DELIVER, Action.REFUSE):
         assert said in ([], [0])
     assert (await audit(queue)).problems == ()
 
