@@ -120,6 +120,8 @@ def test_an_announcement_returns_at_once_and_is_served_by_a_worker() -> None:
         assert "rows 12, sent 12, failed 0, pending 0" in everybody.stdout
         nobody = answer("announce", "--title", "x", "--audience", "parents", "--wait")
         assert (nobody["rows"], nobody["pending"]) == (0, 0)
+        # The last emails are out; that its job is done may be on its way.
+        wait_until(lambda: answer("stats")["queues"]["notifications"]["active"] == 0)
         found = answer("stats")["queues"]["notifications"]
         assert found == {"queued": 0, "active": 0, "scheduled": 0, "dead": 0, "workers": 2, "complete": 7, "failed": 0,
                          "retried": 0, "aborted": 0, "lost": 0, "dead_dropped": 0, "dead_expired": 0}  # fmt: skip
