@@ -78,6 +78,7 @@ class Line:
                 self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # as redis-py is
             else:
                 await self._connection.connect()
+            self._connection.socket_timeout = None  # a line may be silent for long; one that owes an answer is watched
             self._reader = asyncio.create_task(self._read(self._connection), name="saqkit-line")
             self._sound = True
             return self._connection

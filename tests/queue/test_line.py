@@ -70,6 +70,15 @@ async def test_a_server_that_does_not_answer_counts_as_away(line: Line, monkeypa
     assert await line.call("ECHO", "a") == b"a"
 
 
+async def test_a_line_that_is_not_used_for_long_stays(make_queue: Callable[..., Queue], redis_url: str) -> None:
+    line = make_queue(url=f"{redis_url}?socket_timeout=0.2").line
+    number = await line.call("CLIENT", "ID")
+    await asyncio.sleep(0.5)
+    assert await line.call("CLIENT", "ID") == number
+    assert await line.call("BLPOP", "nothing", 0.4) is None
+    assert await line.call("CLIENT", "ID") == number
+
+
 async def test_a_closed_line_opens_again(line: Line) -> None:
     await line.call("PING")
     await line.close()
