@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from redis import Redis
@@ -39,4 +40,12 @@ class CutBroker(PrivateBroker):
         with history.open("r+b") as file:
             file.truncate(keeps)
         self._begin(find_binary())
+        self._rewrite()
         return lost
+
+    def _rewrite(self) -> None:
+        """As docs/contract.md tells: the beginning of a transaction that was cut stays in the file until this."""
+        with Redis.from_url(self.url) as client:
+            client.bgrewriteaof()
+            while any(client.info("persistence")[f"aof_rewrite_{is_}"] for is_ in ("scheduled", "in_progress")):
+                time.sleep(0.01)
