@@ -94,7 +94,7 @@ def serve(system: System, url: str) -> None:
 async def incomplete(queue: RedisQueue) -> int:
     """How many jobs have not ended, as far as the queue knows."""
     kinds = ("incomplete",) if isinstance(queue, Queue) else ("queued", "active", "incomplete")
-    return sum([await queue.count(kind) for kind in kinds])  # type: ignore[arg-type]
+    return sum([await queue.count(kind) for kind in kinds])  # type: ignore[arg-type]  # names of counts
 
 
 async def trial(system: System, faults_s: float, wait_s: float, seed: int) -> dict[str, object]:

@@ -83,7 +83,7 @@ class Sentinels(Place):
         return f"the primary of service {self._service!r}"
 
     def _ask(self, client: redis.Redis, host: str) -> Host | None:
-        found: Any = client.execute_command(  # type: ignore[no-untyped-call]
+        found: Any = client.execute_command(  # type: ignore[no-untyped-call]  # no types
             "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service
         )
         return (_text(found[0]), int(found[1])) if found else None
@@ -109,7 +109,7 @@ class Cluster(Place):
             name = _text(node[0] or b"")
             return (host if name in ("", "?") else name, int(node[1]))
 
-        ranges: Any = client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+        ranges: Any = client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]  # no types there
         everybody = [whom(node) for _, _, *nodes in ranges for node in nodes]
         known = dict.fromkeys([*self._given, *everybody])
         self._hosts = [*(one for one in self._hosts if one in known), *(one for one in known if one not in self._hosts)]

@@ -156,7 +156,7 @@ class Firing:
     async def gather(self) -> None:
         """Read the attempts that were recorded since the last time."""
         for name, queue in self._queues.items():
-            found = await queue.redis.lrange(queue.namespace("trace"), self._read[name], -1)  # type: ignore[misc]
+            found = await queue.redis.lrange(queue.namespace("trace"), self._read[name], -1)  # type: ignore[misc]  # typed for both clients
             self._read[name] += len(found)
             self.rows += [read(record, name, self._name, self._clock_offset_s) for record in found]
 

@@ -203,11 +203,11 @@ class Relay:
         """Deliver again what a server that was started anew has lost."""
         redis, note, now = self._queue.redis, self._queue.namespace("relayed"), time.time()
         run = (await redis.info("server"))["run_id"]
-        known, last = await redis.hmget(note, ["run", "at"])  # type: ignore[misc]
+        known, last = await redis.hmget(note, ["run", "at"])  # type: ignore[misc]  # typed for both clients
         if known is None or known.decode() != run:
             for event_id in await self._announcer.store.delivered_since(float(last or now) - self.SKEW_S):
                 await self._deliver(event_id, missing=True)
-        await redis.hset(note, mapping={"run": run, "at": now})  # type: ignore[misc]
+        await redis.hset(note, mapping={"run": run, "at": now})  # type: ignore[misc]  # typed for both clients
 
     async def _deliver(self, event_id: int, *, missing: bool = False) -> None:
         try:

@@ -71,15 +71,15 @@ class _Following:
     async def _connect(self) -> None:
         if self.place is not None:
             self.host, self.port = await asyncio.get_running_loop().run_in_executor(_FINDING, self.place.find)
-        await super()._connect()  # type: ignore[misc]
+        await super()._connect()  # type: ignore[misc]  # the mixed-in class has it
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
-            return await super().read_response(*args, **options)  # type: ignore[misc]
+            return await super().read_response(*args, **options)  # type: ignore[misc]  # see above
         except ResponseError as error:
             if not _serves_no_longer(error):
                 raise
-            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # see above
             raise _elsewhere(error, self) from error
 
 
@@ -93,15 +93,15 @@ class _BlockingFollowing:
     def _connect(self) -> Any:
         if self.place is not None:
             self.host, self.port = self.place.find()
-        return super()._connect()  # type: ignore[misc]
+        return super()._connect()  # type: ignore[misc]  # the mixed-in class has it
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
+            return super().read_response(*args, **options)  # type: ignore[misc]  # see above
         except ResponseError as error:
             if not _serves_no_longer(error):
                 raise
-            self.disconnect()  # type: ignore[attr-defined]
+            self.disconnect()  # type: ignore[attr-defined]  # see above
             raise _elsewhere(error, self) from error
 
 

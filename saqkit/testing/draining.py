@@ -200,7 +200,7 @@ class _Drainer:
         found: dict[str, tuple[bool, int]] = {}
         for queue in self._queues:
             flag, trace = queue.namespace("recording"), queue.namespace("trace")
-            length = self._read[queue.name] = int(await queue.redis.llen(trace))  # type: ignore[misc]
+            length = self._read[queue.name] = int(await queue.redis.llen(trace))  # type: ignore[misc]  # typed for both clients
             found[queue.name] = bool(await queue.redis.exists(flag)), length
             await queue.redis.set(flag, 1)
         try:
@@ -211,7 +211,7 @@ class _Drainer:
                 if not recorded:
                     await queue.redis.delete(queue.namespace("recording"))
                     trace = queue.namespace("trace")
-                    await (queue.redis.ltrim(trace, 0, length - 1) if length else queue.redis.delete(trace))  # type: ignore[misc]
+                    await (queue.redis.ltrim(trace, 0, length - 1) if length else queue.redis.delete(trace))  # type: ignore[misc]  # typed for both clients
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -273,7 +273,7 @@ class _Drainer:
 
         for queue in self._queues:
             trace, start = queue.namespace("trace"), self._read[queue.name]
-            records = await queue.redis.lrange(trace, start, -1)  # type: ignore[misc]
+            records = await queue.redis.lrange(trace, start, -1)  # type: ignore[misc]  # typed for both clients
             self._read[queue.name] = start + len(records)
             for row in (read(record, queue.name, "drain") for record in records):
                 known = self._known.pop((queue.name, row["job"], row["attempt"]), {})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 try:  # in its strict mode it serves only the fixtures that it made
     from pytest_asyncio import fixture as async_fixture
 except ImportError:
-    async_fixture = pytest.fixture  # type: ignore[assignment]
+    async_fixture = pytest.fixture  # type: ignore[assignment]  # nearly the same thing
 
 __all__ = ["saqkit_broker", "saqkit_queue", "saqkit_queue_factory"]
 

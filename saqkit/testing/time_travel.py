@@ -32,7 +32,7 @@ async def advance(queue: Queue, seconds: float) -> None:
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"time cannot be moved by {seconds} s: give seconds above 0")
-    await queue.redis.eval(_source(), len(queue.keys), *queue.keys, f"{seconds:.6f}")  # type: ignore[misc]
+    await queue.redis.eval(_source(), len(queue.keys), *queue.keys, f"{seconds:.6f}")  # type: ignore[misc]  # typed for both clients
 
 
 @cache

@@ -116,7 +116,7 @@ async def serve(config: Configuration) -> None:
         tasks.append(asyncio.create_task(application.follow_outages(outages), name="outages"))
     try:
         if not config.again:
-            await next(iter(served.values())).redis.ping()  # type: ignore[misc]
+            await next(iter(served.values())).redis.ping()  # type: ignore[misc]  # typed for both clients
         running = asyncio.create_task(worker.run(), name="worker")
         tasks.append(running)
         began, cpu = time.time(), time.process_time()
