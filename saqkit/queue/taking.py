@@ -44,6 +44,8 @@ class Question:
     asked_on: float
 
 
+EARLY_S = 0.11
+"""A wait for the rate limit on the server ends so much before its time, and the rest is a timer's of the process."""
 SLOW_S = 2.0
 """A call that is under way when a timeout ends is waited for this long: it may bring a job."""
 
@@ -58,6 +60,7 @@ class Taker:
         self._line = Line(queue.redis)
         self._unanswered = False
         self._pause_s = 0.0
+        self._early_s = 0.0
         self._free_slots: Callable[[], int] | None = None
         self._question: Question | None = None
         self._backoff = Backoff(f"queue {queue.name}")
@@ -160,14 +163,15 @@ class Taker:
         while True:
             try:
                 pause_s = self._pause_s if self._question is None else 0.0
-                if 0 < pause_s < 0.01:  # the server's timer is no finer
+                short = pause_s < 0.01 + self._early_s  # the server's timer is no finer
+                if short and pause_s > 0:
                     await asyncio.sleep(pause_s)
                 if self._question is None and free() <= 0:
                     return []
-                if pause_s < 0.01:
+                if short:
                     jobs = await self._ask(free)
                 else:
-                    jobs = await self._wait_and_ask(free, pause_s)
+                    jobs = await self._wait_and_ask(free, pause_s - self._early_s)
                 self._backoff.over()
                 try:
                     heed_cancellation()
@@ -238,6 +242,8 @@ class Taker:
         else:
             pauses = [pause_s for pause_s in (float(due_s), float(blocked_s)) if pause_s >= 0]
             self._pause_s = max(0.001, min([self._longest_block_s, *pauses]))
+            # The server ends a wait up to a tenth of a second late, and what a rate limit loses so never comes back.
+            self._early_s = EARLY_S if float(blocked_s) == self._pause_s else 0.0
         return self._claimed(rows, at)
 
     async def _give_up(self) -> None:
