@@ -9,6 +9,7 @@ SaqkitError
 ├── ProfileError         a profile cannot be fitted, read or used
 └── ProviderError        an email or message was not accepted by its provider
     ├── TemporaryFailure     worth another attempt (SMTP 4xx, timeouts)
+    │   └── CircuitOpen          nothing was sent: the provider failed too often just now
     └── PermanentFailure     will never be accepted (SMTP 5xx)
 """
 
@@ -63,6 +64,10 @@ class ProviderError(SaqkitError):
 
 class TemporaryFailure(ProviderError):
     """The provider may accept the message later (SMTP 4xx, a timeout, a closed connection)."""
+
+
+class CircuitOpen(TemporaryFailure):
+    """Nothing was sent: the provider has failed so often in a row that it is left alone for a while."""
 
 
 class PermanentFailure(ProviderError):

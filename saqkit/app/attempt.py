@@ -53,9 +53,9 @@ class Attempt:
             if self.sample_every:
                 self.step(0, "database", took)
 
-    def step(self, user: int, kind: str, took_s: float) -> None:
-        """Record a step of a sampled user (0: of the whole job)."""
-        self.steps.append((user, kind, 0.0, round(took_s, 7)))
+    def step(self, user: int, kind: str, took_s: float, waited_s: float = 0.0) -> None:
+        """Record a step of a sampled user (0: of the whole job), and how long it waited before it began."""
+        self.steps.append((user, kind, round(waited_s, 7), round(took_s, 7)))
 
 
 class Stopwatch(Generic[T]):

@@ -21,6 +21,7 @@ from saqkit.app.announcing import Announcer, Relay, new_job
 from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Provider, Simulated
+from saqkit.app.mail.gate import build_gates
 from saqkit.app.serving import Serving, channel_of
 from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
@@ -34,7 +35,7 @@ Handler = Callable[..., Awaitable[Any]]
 
 
 class Application:
-    """The store, the ledger, the providers and the queues of one worker process.
+    """The store, the ledger, the providers with their gates, and the queues of one worker process.
 
     `sample_every`: the steps of every n-th user are written to `steps_file` (0: none).
     """
@@ -50,6 +51,7 @@ class Application:
         steps_file: Path | None = None,
     ) -> None:
         self.topology, self.store, self.queues, self.providers = topology, store, queues, providers
+        self.gates = build_gates(topology, queues)
         self.announcer = Announcer(topology, store, queues)
         self.relay = Relay(self.announcer)
         self.ledger = Ledger(store)
@@ -74,6 +76,8 @@ class Application:
         """Write what is unwritten, and close the connections."""
         with suppress(SaqkitError):
             await self.ledger.close()
+        for gate in self.gates.values():
+            await gate.close()
         for provider in self.providers.values():
             await provider.close()
         if self._steps is not None:
@@ -192,6 +196,7 @@ class Application:
             self.providers[spec.per_user.provider] if spec.per_user.provider else None,
             self.ledger if spec.per_user.database == "ledger" else None,
             attempt,
+            self.gates.get(spec.per_user.provider or ""),
         )
         try:
             await serving.serve(pending)

@@ -11,6 +11,7 @@ from typing import Literal
 from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Email, Provider, message_id
+from saqkit.app.mail.gate import Gate
 from saqkit.app.store import EventRow, Recipient, SendResult
 from saqkit.app.work import burn
 from saqkit.errors import PermanentFailure, TemporaryFailure
@@ -29,7 +30,7 @@ class Serving:
     """The users of one attempt (execution `number` of its job), served `send_concurrency` at a time.
 
     `served`: users who are sent or refused for ever; `put_off`: the temporary failures of the others. Results go to
-    `ledger` if there is one.
+    `ledger` if there is one; each send passes the provider's `gate` if it has one.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class Serving:
         provider: Provider | None,
         ledger: Ledger | None,
         attempt: Attempt,
+        gate: Gate | None = None,
     ) -> None:
         self.served: list[int] = []
         self.put_off: list[TemporaryFailure] = []
         self._spec, self._event, self._number, self._channel = spec, event, number, channel
-        self._provider, self._ledger, self._attempt = provider, ledger, attempt
+        self._provider, self._ledger, self._attempt, self._gate = provider, ledger, attempt, gate
         self._sender = provider.sender if provider else "no-reply@saqkit.example"
 
     async def serve(self, recipients: Sequence[Recipient]) -> None:
@@ -96,18 +98,24 @@ class Serving:
         if sampled:
             attempt.step(recipient.user, "cpu", time.thread_time() - began)
         start = time.perf_counter()
+        begins = start if self._gate is None else 0.0
         try:
-            await provider.send(email)
+            if self._gate is None:
+                await provider.send(email)
+            else:
+                async with self._gate.passing():
+                    begins = time.perf_counter()
+                    await provider.send(email)
         except (TemporaryFailure, PermanentFailure) as failure:
             return failure
         except Exception as error:
             logger.exception("provider %s failed for user %d", provider.name, recipient.user)
             return TemporaryFailure(f"{type(error).__name__}: {error}")
         finally:
-            took = time.perf_counter() - start
-            attempt.provider_s += took
-            if sampled:
-                attempt.step(recipient.user, "provider", took)
+            ended = time.perf_counter()
+            attempt.provider_s += ended - start
+            if sampled and begins:  # what never began says nothing about the provider's times
+                attempt.step(recipient.user, "provider", ended - begins, begins - start)
         return None
 
 

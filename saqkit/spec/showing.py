@@ -70,8 +70,9 @@ def users_per_job(topology: Topology) -> dict[str, int]:
 def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
     """What cannot be exceeded whatever the hardware: dicts of `at` (key), `users_per_s` (None if none), and `text`.
 
-    A rate limit of jobs times the largest batch; and per worker process, slots over the mean provider time of one user
-    and one event loop over the nominal CPU time of one user (a faster or slower host scales the latter).
+    A rate limit of jobs times the largest batch; a provider's rate; and per worker process, a provider's connections
+    and a job type's slots over the mean provider time of one user, and one event loop over the nominal CPU time of one
+    user (a faster or slower host scales the latter).
     """
     most = users_per_job(topology)
     for name, queue in topology.queues.items():
@@ -81,6 +82,15 @@ def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
             if limit.unit == "jobs":
                 rate, text = rate * largest, f"{rate:,.4g} jobs/s × {largest:,} users a job = "
             yield _bound(f"queues.{name}.rate_limit", rate, f"queue {name}: {text}at most {rate:,.4g} users/s")
+    for name, provider in topology.providers.items():
+        if sends := provider.rate:
+            rate = sends.limit / sends.period_s
+            text = f"provider {name}: at most {rate:,.4g} sends/s, over all processes"
+            yield _bound(f"providers.{name}.rate", rate, text)
+        if provider.connections and (mean := provider.latency.mean_s):
+            rate = provider.connections / mean
+            text = f"provider {name}: {provider.connections:,} connections ÷ {mean:.4g} s = at most {rate:,.4g} sends/s"
+            yield _bound(f"providers.{name}.connections", rate, f"{text} per worker process")
     for name, job in topology.job_types.items():
         slots, at_once = topology.queues[job.queue].concurrency, job.send_concurrency
         if job.per_user.provider and (mean := topology.providers[job.per_user.provider].latency.mean_s):
@@ -165,11 +175,18 @@ def _work(job: JobType) -> list[str]:
 
 def _provider_text(provider: Provider) -> str:
     latency: AnyDistribution = provider.latency
-    return (
+    text = (
         f"{provider.kind} {provider.channel}, {latency.kind} latency of mean {latency.mean_s * 1e3:.4g} ms and p95 "
         f"{latency.quantile(0.95) * 1e3:.4g} ms; {provider.temporary_share * 100:.4g} % of sends fail for "
         f"a while, {provider.permanent_share * 100:.4g} % for good; timeout {provider.timeout_s:g} s"
     )
+    if rate := provider.rate:
+        text += f"; at most {rate.limit:,} sends in any {rate.period_s:g} s"
+    if provider.connections:
+        text += f"; {provider.connections:,} at once in each worker process"
+    if breaker := provider.breaker:
+        text += f"; after {breaker.failures:,} failures in a row left alone for {breaker.reset_s:g} s"
+    return text
 
 
 def _indented(lines: list[str]) -> list[str]:

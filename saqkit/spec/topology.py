@@ -142,15 +142,39 @@ class JobType(Part):
             yield f"follow_up.{n}.to", edge.to
 
 
+class SendRate(Part):
+    """In any window of `period_s` at most `limit` sends begin, over all processes of all hosts; others wait their turn.
+
+    What is counted are sends, first ones and repeated ones alike, whatever becomes of them.
+    """
+
+    limit: PositiveInt
+    period_s: PositiveFloat = 1.0
+
+
+class CircuitBreaker(Part):
+    """After `failures` temporary failures in a row a worker process sends nothing for `reset_s`, then tries once.
+
+    Meanwhile its sends fail at once, temporarily. If the trial fails too, it waits for `reset_s` again.
+    """
+
+    failures: PositiveInt = 5
+    reset_s: PositiveFloat = 30.0
+
+
 class Provider(Part):
     """Who delivers a message: `simulated` (latency and failures drawn here) or `smtp` (a real server).
 
     Failures are shares of sends: a temporary one is worth another attempt of the job, a permanent one is recorded and
     never repeated. For `smtp` the model uses `latency` and the shares too, unless the profile has measured ones.
+
+    A send waits for one of its process' `connections`, then for its turn in the `rate`, both first come, first served.
     """
 
     kind: Literal["simulated", "smtp"] = "simulated"
-    channel: Literal["email", "sms"] = "email"
+    channel: Literal["email", "sms"] = Field(
+        default="email", json_schema_extra=acts_in_real("a channel's name has no duration")
+    )
     latency: Distribution = Lognormal(mean_s=0.075, cv=0.5)
     temporary_share: Share = 0.0
     permanent_share: Share = 0.0
@@ -159,6 +183,16 @@ class Provider(Part):
         default="no-reply@saqkit.example", json_schema_extra=acts_in_real("a sender's name has no duration")
     )
     timeout_s: PositiveFloat = Field(default=30.0, description="a send that takes longer is a temporary failure")
+    rate: SendRate | None = Field(default=None, description="sends per period over all processes; others wait")
+    connections: PositiveInt | None = Field(
+        default=None, description="sends at once in each worker process; others wait, first in first out; none: any"
+    )
+    breaker: CircuitBreaker | None = Field(default=None, description="one circuit in each worker process")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether anything stands between a user's turn and the send."""
+        return bool(self.rate or self.connections or self.breaker)
 
 
 class Topic(Part):

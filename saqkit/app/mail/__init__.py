@@ -16,7 +16,8 @@ __all__ = ["Email", "Provider", "Simulated", "build_providers", "message_id"]
 def build_providers(
     topology: Topology, seed: int, environ: Mapping[str, str] = os.environ, *, pool_size: int = 20
 ) -> dict[str, Provider]:
-    """A provider per name of the topology; `seed` keys the simulated draws, `pool_size` bounds each SMTP pool.
+    """A provider per name of the topology; `seed` keys the simulated draws. `pool_size` bounds each SMTP pool where the
+    topology gives no number of connections.
 
     `SAQKIT_SMTP_URL` in `environ` replaces every provider of channel email by that server (see `smtp.Server.parse`),
     `SAQKIT_SMTP_SENDER` whom their messages are from. Raises `DescriptionError` for an address that is of no use.
@@ -34,7 +35,7 @@ def build_providers(
             from saqkit.app.mail.smtp import Smtp  # aiosmtplib takes a while to import, and most runs are simulated
 
             key = "SAQKIT_SMTP_URL" if url and spec.channel == "email" else f"providers.{name}.url"
-            providers[name] = Smtp(name, spec, pool_size=pool_size, key=key)
+            providers[name] = Smtp(name, spec, pool_size=spec.connections or pool_size, key=key)
         else:
             providers[name] = Simulated(name, spec, seed)
     return providers
