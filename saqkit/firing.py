@@ -1,4 +1,4 @@
-"""A run under way: events announced at their times, faults carried out, and the wait until all is drained."""
+"""A run under way: events happen at their times, faults are carried out, and all is waited for until it is drained."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from saqkit.app.announcing import Announcer
-from saqkit.app.audience import Audience
 from saqkit.app.store import Store
 from saqkit.broker import PrivateBroker
+from saqkit.clients import Clients
 from saqkit.errors import RunError
+from saqkit.producing import Producer
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.topology import Topology
-from saqkit.spec.workload import Arrival, BrokerRestart, Fault, KillWorker, ProviderOutage
+from saqkit.spec.workload import Arrival, BrokerRestart, ClosedLoop, Fault, KillWorker, ProviderOutage, Workload
 from saqkit.worker.launcher import Launcher
 from saqkit.worker.recording import Row, read
 
@@ -30,6 +31,7 @@ OUTAGES_KNOWN_S = 0.3
 """Workers look for the times of outages every 0.1 s: the first event waits until all of them know."""
 POLL_S = 0.05
 _GATHER_S = 0.5
+_ANSWERS = 10
 
 
 class Firing:
@@ -53,34 +55,36 @@ class Firing:
         self._redis = next(iter(queues.values())).redis
         self._clock_offset_s = 0.0
 
-    async def carry_out(self, events: Sequence[Arrival], faults: Sequence[Fault]) -> None:
-        """Announce all events at their times and carry the faults out; returns when everything is drained."""
-        asked = time.time()
-        seconds, microseconds = await self._redis.time()
-        self._clock_offset_s = seconds + microseconds / 1e6 - (asked + time.time()) / 2
+    async def carry_out(self, workload: Workload, events: Sequence[Arrival], seed: int) -> None:
+        """Let all events happen at their times and carry the faults out; returns when everything is drained."""
+        faults = workload.faults
+        self._clock_offset_s = await self._offset()
         self.started_at = time.time()
         self._announce_outages([fault for fault in faults if isinstance(fault, ProviderOutage)])
         troubles = asyncio.create_task(self._disturb(faults), name="saqkit-faults")
-        broker_leaves = any(isinstance(fault, BrokerRestart) for fault in faults)
+        relayed = any(isinstance(fault, BrokerRestart) for fault in faults)
+        producer = Producer(self._topology, self._store, self._queues, relayed)
+        if isinstance(workload.arrivals, ClosedLoop):
+            clients = Clients(workload.arrivals, self._topology, seed, producer)
+            producing = clients.send(self.started_at, self._news)
+        else:
+            producing = producer.follow(events, self.started_at)
         try:
-            await self._unless_failed(troubles, self._announce(events, broker_leaves))
-            await self._unless_failed(troubles, self._drained(sum(event.users for event in events)))
+            await self._unless_failed(troubles, producing)
+            await self._unless_failed(troubles, self._drained(producer.users))
         finally:
             troubles.cancel()
             await asyncio.wait([troubles])
 
-    async def _announce(self, events: Sequence[Arrival], broker_leaves: bool) -> None:
-        announcer = Announcer(self._topology, self._store, self._queues)
-        for event in events:
-            await asyncio.sleep(self.started_at + event.at_s - events[0].at_s - time.time())
-            announced = await announcer.announce(
-                title=f"Event {event.event}",
-                entry=event.entry,
-                audience=Audience(first_n=event.users),
-                patience_s=600.0,  # one job per user takes its time
-            )
-            if not (announced.enqueued or broker_leaves):
-                raise RunError(f"event {event.event} could not be enqueued: the log has the broker's reason")
+    async def _offset(self) -> float:
+        """What this clock lacks of the broker's; of several answers the quickest is the surest."""
+        found: list[tuple[float, float]] = []
+        for _ in range(_ANSWERS):
+            asked = time.time()
+            seconds, microseconds = await self._redis.time()
+            answered = time.time()
+            found.append((answered - asked, seconds + microseconds / 1e6 - (asked + answered) / 2))
+        return min(found)[1]
 
     def _announce_outages(self, faults: Sequence[ProviderOutage]) -> None:
         """Tell the workers when providers are out of service, and leave them the time to notice."""
@@ -152,6 +156,13 @@ class Firing:
             found = await pipe.execute()
         each = [found[n : n + len(places) + 1] for n in range(0, len(found), len(places) + 1)]
         return sum(sum(row[:-1]) for row in each), sum(row[0] for row in each), sum(row[-1] for row in each)
+
+    async def _news(self) -> Sequence[Row]:
+        """The attempts that were recorded since the last time; none while the broker is away."""
+        known = len(self.rows)
+        with suppress(*AWAY):
+            await self.gather()
+        return self.rows[known:]
 
     async def gather(self) -> None:
         """Read the attempts that were recorded since the last time."""

@@ -243,6 +243,17 @@ class Store:
 
         return await self._database.write(store)
 
+    async def add_events(self, rows: Sequence[EventRow]) -> None:
+        """Store events of a measured run, under the ids that they have, with their outbox rows, in one transaction."""
+        values = [asdict(row) | {"audience": row.audience.to_json()} for row in rows]
+        waiting = [{"event": row.id, "created_at": row.created_at} for row in rows]
+
+        def store(connection: Connection) -> None:
+            connection.execute(events.insert(), values)
+            connection.execute(_INSERT_OUTBOX, waiting)
+
+        await self._database.write(store)
+
     async def undelivered(self, limit: int = 100) -> list[int]:
         """Events that no broker has yet, oldest first."""
         waiting = select(outbox.c.event_id).where(outbox.c.delivered_at.is_(None))

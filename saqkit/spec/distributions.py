@@ -1,151 +1,135 @@
 """Distributions of times, sampled by inverting their distribution function.
 
 Both engines turn the *same* uniform number into a time by `quantile`, so that a real run and its simulation can be
-given identical draws.
+given identical draws. The families are in `saqkit.spec.families`.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from functools import cached_property
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from saqkit.spec.base import Part
+from saqkit.spec.families import SHORTEST_S, Constant, Empirical, Exponential, Gamma, Lognormal
+from saqkit.spec.inverting import rising_root, rising_roots
+from saqkit.spec.percentiles import Percentiles
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_NORMAL = NormalDist()
-# Narrower than a millionth is a constant, and beyond 20 nearly all times would be 0.
-Variation = Annotated[float, Field(ge=1e-6, le=20)]
+__all__ = [
+    "AnyDistribution",
+    "Constant",
+    "Distribution",
+    "Empirical",
+    "Exponential",
+    "Gamma",
+    "Lognormal",
+    "Mixture",
+    "Percentiles",
+    "parse_distribution",
+]
+
+Component = Annotated[Constant | Exponential | Lognormal | Gamma | Empirical | Percentiles, Field(discriminator="kind")]
 
 
-class Constant(Part):
-    """Always `mean_s` seconds."""
+class Mixture(Part):
+    """A share `weights[i]` of the times is from `components[i]`, which may be of every kind but a mixture again.
 
-    kind: Literal["constant"] = "constant"
-    mean_s: NonNegativeFloat
-
-    def quantile(self, u: float) -> float:
-        """The time in seconds at probability `u` (0 < u < 1)."""
-        return self.mean_s
-
-    def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`quantile` for an array."""
-        import numpy as np
-
-        return np.full_like(u, self.mean_s)
-
-
-class Exponential(Part):
-    """Exponential with mean `mean_s` seconds."""
-
-    kind: Literal["exponential"] = "exponential"
-    mean_s: NonNegativeFloat
-
-    def quantile(self, u: float) -> float:
-        """The time in seconds at probability `u` (0 < u < 1)."""
-        return -self.mean_s * math.log1p(-u)
-
-    def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`quantile` for an array."""
-        import numpy as np
-
-        return -self.mean_s * np.log1p(-u)
-
-
-class Lognormal(Part):
-    """Lognormal with mean `mean_s` seconds and coefficient of variation `cv` (standard deviation over mean)."""
-
-    kind: Literal["lognormal"] = "lognormal"
-    mean_s: PositiveFloat
-    cv: Variation = 0.5
-
-    @cached_property
-    def _shape(self) -> tuple[float, float]:
-        variance = math.log1p(self.cv**2)
-        return math.log(self.mean_s) - variance / 2, math.sqrt(variance)
-
-    def quantile(self, u: float) -> float:
-        """The time in seconds at probability `u` (0 < u < 1)."""
-        mu, sigma = self._shape
-        return math.exp(mu + sigma * _NORMAL.inv_cdf(u))
-
-    def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`quantile` for an array."""
-        import numpy as np
-        from scipy.special import ndtri
-
-        mu, sigma = self._shape
-        result: NDArray[np.float64] = np.exp(mu + sigma * ndtri(u))
-        return result
-
-
-class Gamma(Part):
-    """Gamma with mean `mean_s` seconds and coefficient of variation `cv`."""
-
-    kind: Literal["gamma"] = "gamma"
-    mean_s: PositiveFloat
-    cv: Variation = 0.5
-
-    def quantile(self, u: float) -> float:
-        """The time in seconds at probability `u` (0 < u < 1)."""
-        from scipy.special import gammaincinv
-
-        return float(gammaincinv(1 / self.cv**2, u)) * self.mean_s * self.cv**2
-
-    def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`quantile` for an array."""
-        import numpy as np
-        from scipy.special import gammaincinv
-
-        result: NDArray[np.float64] = np.asarray(gammaincinv(1 / self.cv**2, u) * self.mean_s * self.cv**2, np.float64)
-        return result
-
-
-class Empirical(Part):
-    """The times of a sample, linear between its order statistics.
-
-    `values_s` are kept sorted; the quantile at u interpolates at u·(n-1), numpy's default definition.
+    Its quantile inverts the sum of the components' distribution functions, to 12 digits.
     """
 
-    kind: Literal["empirical"] = "empirical"
-    values_s: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    kind: Literal["mixture"] = "mixture"
+    weights: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    components: Annotated[tuple[Component, ...], Field(min_length=1)]
 
-    @field_validator("values_s", mode="after")
-    @classmethod
-    def _sorted(cls, values: list[float]) -> list[float]:
-        return sorted(values)
+    @model_validator(mode="after")
+    def _a_weight_for_each(self) -> Mixture:
+        if len(self.weights) != len(self.components):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.components)} components: one for each")
+        if abs((total := math.fsum(self.weights)) - 1) > 1e-6:
+            raise ValueError(f"the weights add up to {total:.6g}, not to 1")
+        return self
+
+    @cached_property
+    def _shares(self) -> tuple[float, ...]:
+        total = math.fsum(self.weights)
+        return tuple(weight / total for weight in self.weights)
 
     @property
     def mean_s(self) -> float:
-        """Mean of the interpolated distribution in seconds."""
-        v = self.values_s
-        return v[0] if len(v) == 1 else (sum(v) - (v[0] + v[-1]) / 2) / (len(v) - 1)
+        """Mean in seconds."""
+        return math.fsum(share * part.mean_s for share, part in zip(self._shares, self.components, strict=True))
+
+    def cdf(self, t_s: Any, above: bool = False) -> Any:
+        """Probability of at most `t_s` seconds, or of more (`above`); of a number or an array."""
+        total: Any = 0.0
+        for share, part in zip(self._shares, self.components, strict=True):
+            total = total + share * part.cdf(t_s, above)
+        return total
+
+    @cached_property
+    def levels(self) -> list[float]:
+        """Times that have a share of their own, besides densities, in order."""
+        return sorted({level for part in self.components for level in part.levels})
+
+    @cached_property
+    def _reached(self) -> tuple[list[float], list[float]]:
+        """The probability of less than each of the levels, and of at most it."""
+        return [float(self.cdf(math.nextafter(x, -1))) for x in self.levels], [float(self.cdf(x)) for x in self.levels]
 
     def quantile(self, u: float) -> float:
         """The time in seconds at probability `u` (0 < u < 1)."""
-        place = u * (len(self.values_s) - 1)
-        low = int(place)
-        high = min(low + 1, len(self.values_s) - 1)
-        return self.values_s[low] + (place - low) * (self.values_s[high] - self.values_s[low])
+        ends = [part.quantile(u) for part in self.components]
+        low, high, levels, (less, at_most) = min(ends), max(ends), self.levels, self._reached
+        if (n := bisect_left(at_most, u)) < len(levels):
+            if less[n] < u:
+                return levels[n]
+            high = min(high, levels[n])
+        low = max(low, levels[n - 1]) if n else low
+        if low >= high:
+            return high
+
+        def excess(log: float) -> float:
+            # Of a share near 1 the rest has more digits.
+            return 1 - u - float(self.cdf(math.exp(log), True)) if u > 0.5 else float(self.cdf(math.exp(log))) - u
+
+        found = rising_root(excess, *(math.log(max(end, SHORTEST_S)) for end in (low, high)))
+        return min(max(math.exp(found), low), high)
 
     def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
         """`quantile` for an array."""
         import numpy as np
 
-        result: NDArray[np.float64] = np.interp(
-            u * (len(self.values_s) - 1), np.arange(len(self.values_s)), np.asarray(self.values_s)
-        )
-        return result
+        ends = [part.quantiles(u) for part in self.components]
+        low, high = np.minimum.reduce(ends), np.maximum.reduce(ends)
+        less, at_most = map(np.asarray, self._reached)
+        levels = np.array([0.0, *self.levels, np.inf])
+        n = np.searchsorted(at_most, u) + 1
+        on_level = np.append(less, np.inf)[n - 1] < u
+        high = np.minimum(high, levels[n])
+        low = np.minimum(np.where(on_level, high, np.maximum(low, levels[n - 1])), high)
+        above, rest = u > 0.5, 1 - u  # of a share near 1 the rest has more digits
+
+        def excess(logs: NDArray[np.float64], of: NDArray[np.int64]) -> NDArray[np.float64]:
+            times, upper, result = np.exp(logs), above[of], np.empty(len(of))
+            result[upper] = rest[of][upper] - self.cdf(times[upper], True)
+            result[~upper] = self.cdf(times[~upper]) - u[of][~upper]
+            return result
+
+        found = rising_roots(excess, *(np.log(np.maximum(end, SHORTEST_S)) for end in (low, high)))
+        return np.minimum(np.maximum(np.exp(found), low), high)
 
 
-Distribution = Annotated[Constant | Exponential | Lognormal | Gamma | Empirical, Field(discriminator="kind")]
-AnyDistribution = Constant | Exponential | Lognormal | Gamma | Empirical
+Distribution = Annotated[
+    Constant | Exponential | Lognormal | Gamma | Empirical | Percentiles | Mixture, Field(discriminator="kind")
+]
+AnyDistribution = Constant | Exponential | Lognormal | Gamma | Empirical | Percentiles | Mixture
 
 
 def parse_distribution(data: dict[str, Any]) -> AnyDistribution:

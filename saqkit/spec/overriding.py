@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any, TypeVar
 
 from saqkit.errors import DescriptionError
@@ -48,7 +49,7 @@ def _replace(model: type[Part], data: dict[str, Any], path: str, value: Any, sou
                                    hint=did_you_mean(rest.split(".")[0], known))  # fmt: skip
         key = int(name) if isinstance(place, list) else name
         if name == rest:
-            place[key] = value
+            place[key] = deepcopy(value)  # a later override may reach into it
             if name == "kind":
                 for unknown in set(place) - set(keys_at(model, data, keys)):
                     del place[unknown]

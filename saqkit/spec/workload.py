@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from saqkit.errors import DescriptionError
+from saqkit.spec.arrivals import AnyArrivals, Arrivals, Burst, ClosedLoop, Poisson, Profile, Recorded, Users
 from saqkit.spec.base import Part, did_you_mean
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.draws import Stream, uniform
 from saqkit.spec.topology import Entry, Topology
 
-# The attempts table counts users in 32 bits.
-Users = Annotated[int, Field(gt=0, le=2_000_000_000)]
+__all__ = [
+    "AnyArrivals",
+    "Arrival",
+    "Arrivals",
+    "BrokerRestart",
+    "Burst",
+    "ClosedLoop",
+    "Fault",
+    "KillWorker",
+    "Poisson",
+    "Profile",
+    "ProviderOutage",
+    "Recorded",
+    "Users",
+    "Workload",
+    "entry_of",
+]
 
 
 @dataclass(frozen=True)
@@ -26,88 +43,6 @@ class Arrival:
     at_s: float
     users: int
     entry: Entry
-
-
-class Burst(Part):
-    """`users` users at once: one event to all of them."""
-
-    kind: Literal["burst"] = "burst"
-    users: Users
-
-    def times(self, seed: int) -> Iterator[tuple[float, int]]:
-        """(seconds, users) of each arrival."""
-        yield 0.0, self.users
-
-
-class Poisson(Part):
-    """Events of `users_per_event` users at random, `rate_per_s` events a second on average, for `duration_s`."""
-
-    kind: Literal["poisson"] = "poisson"
-    rate_per_s: PositiveFloat
-    duration_s: PositiveFloat
-    users_per_event: Users = 1
-
-    def times(self, seed: int) -> Iterator[tuple[float, int]]:
-        """(seconds, users) of each arrival; gaps are exponential."""
-        from math import log
-
-        at, n = 0.0, 0
-        while (at := at - log(uniform(seed, Stream.ARRIVAL, n)) / self.rate_per_s) < self.duration_s:
-            yield at, self.users_per_event
-            n += 1
-
-
-class Profile(Part):
-    """A daily pattern: `users_per_day`, spread over the hours by `hourly` (24 weights), for `days` days.
-
-    Arrivals are a Poisson process whose rate is constant within an hour, of `users_per_event` users each.
-    """
-
-    kind: Literal["profile"] = "profile"
-    users_per_day: PositiveInt
-    hourly: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=24, max_length=24)]
-    days: PositiveInt = 1
-    users_per_event: Users = 1
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Profile:
-        if sum(self.hourly) <= 0:
-            raise ValueError("the 24 hourly weights must not all be 0")
-        return self
-
-    def times(self, seed: int) -> Iterator[tuple[float, int]]:
-        """(seconds, users) of each arrival, by inverting the cumulated rate."""
-        from math import log
-
-        total, per_day = sum(self.hourly), self.users_per_day / self.users_per_event
-        work, done, hour, n = 0.0, 0.0, 0, 0  # cumulated expected events: asked for, and up to the hour's start
-        while True:
-            work -= log(uniform(seed, Stream.ARRIVAL, n))
-            while work > done + (here := per_day * self.hourly[hour % 24] / total):
-                done, hour = done + here, hour + 1
-                if hour >= 24 * self.days:
-                    return
-            yield (hour + (work - done) / here) * 3600, self.users_per_event
-            n += 1
-
-
-class Recorded(Part):
-    """A recorded trace: at `at_s[i]` seconds `users[i]` users arrive."""
-
-    kind: Literal["recorded"] = "recorded"
-    at_s: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
-    users: tuple[Users, ...] = ()
-
-    @model_validator(mode="after")
-    def _same_length(self) -> Recorded:
-        if self.users and len(self.users) != len(self.at_s):
-            raise ValueError(f"{len(self.at_s)} times and {len(self.users)} numbers of users: one number for each time")
-        return self
-
-    def times(self, seed: int) -> Iterator[tuple[float, int]]:
-        """(seconds, users) of each arrival, in order of time."""
-        pairs = zip(self.at_s, self.users or (1,) * len(self.at_s), strict=True)
-        yield from sorted(pairs, key=lambda pair: pair[0])
 
 
 class KillWorker(Part):
@@ -135,7 +70,6 @@ class BrokerRestart(Part):
     down_s: NonNegativeFloat = 1.0
 
 
-Arrivals = Annotated[Burst | Poisson | Profile | Recorded, Field(discriminator="kind")]
 Fault = Annotated[KillWorker | ProviderOutage | BrokerRestart, Field(discriminator="kind")]
 
 
@@ -150,19 +84,31 @@ class Workload(Part):
         """`users` users at once; `users=N` is short for this everywhere."""
         return cls(arrivals=Burst(users=users))
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> Workload:
+        """A workload file (TOML), or a recorded trace (`.csv`, see `Recorded.from_csv`)."""
+        if Path(path).suffix.lower() == ".csv":
+            return cls(arrivals=Recorded.from_csv(path))
+        return cls.from_toml(path)
+
     def events(self, topology: Topology, seed: int) -> Iterator[Arrival]:
-        """The arrivals in order of time, numbered from 1; which entry each takes follows the entries' shares."""
-        for event, (at_s, users) in enumerate(self.arrivals.times(seed), start=1):
-            u, chosen = uniform(seed, Stream.ARRIVAL, event, user=1), topology.entry[-1]
-            for entry in topology.entry:
-                if u < entry.share:
-                    chosen = entry
-                    break
-                u -= entry.share
-            yield Arrival(event, at_s, users, chosen)
+        """The arrivals in order of time, numbered from 1; which entry each takes follows the entries' shares.
+
+        Of a closed loop the first event of each client: the others depend on the system.
+        """
+        what = self.arrivals
+        named = what.arrivals() if isinstance(what, Recorded) else ((*one, "") for one in what.times(seed))
+        for event, (at_s, users, name) in enumerate(named, start=1):
+            yield Arrival(event, at_s, users, entry_of(topology, seed, event, name))
 
     def check(self, topology: Topology, deployment: Deployment) -> None:
-        """Raise `DescriptionError` where a fault hits a provider or a worker process that does not exist."""
+        """Raise `DescriptionError` where the entry of an arrival, or what a fault hits, does not exist."""
+        known = {name for entry in topology.entry for name in (entry.topic, entry.job_type) if name is not None}
+        for n, name in enumerate(self.arrivals.entries if isinstance(self.arrivals, Recorded) else ()):
+            if name not in known:
+                raise DescriptionError(f'no entry of topology {topology.name} has a topic or job type "{name}"',
+                                       key=f"arrivals.entries.{n}", value=name,
+                                       hint=did_you_mean(name, known))  # fmt: skip
         processes = deployment.hosts * len(deployment.processes(topology))
         for n, fault in enumerate(self.faults):
             if isinstance(fault, ProviderOutage) and fault.provider not in topology.providers:
@@ -173,3 +119,18 @@ class Workload(Part):
                 raise DescriptionError(f"there is no worker process {fault.worker}: the deployment has {processes}",
                                        key=f"faults.{n}.worker", value=fault.worker,
                                        hint=f"they are numbered from 0 to {processes - 1}")  # fmt: skip
+
+
+def entry_of(topology: Topology, seed: int, event: int, name: str = "") -> Entry:
+    """Which entry an event takes: as the draw says, by their shares; with a `name`, among those of that name."""
+    entries: Sequence[Entry] = [e for e in topology.entry if name in (e.topic, e.job_type)] if name else topology.entry
+    if len(entries) == 1:
+        return entries[0]  # whatever is drawn
+    u = uniform(seed, Stream.ARRIVAL, event, user=1)
+    if name:
+        u *= sum(entry.share for entry in entries)
+    for entry in entries:
+        if u < entry.share:
+            return entry
+        u -= entry.share
+    return entries[-1]

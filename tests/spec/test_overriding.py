@@ -111,3 +111,11 @@ def test_the_original_is_untouched() -> None:
     before = SCHOOL.to_dict()
     override(SCHOOL, {"queues.notifications.concurrency": 99})
     assert SCHOOL.to_dict() == before
+
+
+def test_an_override_leaves_the_given_table_alone() -> None:
+    limit = {"limit": 5}
+    topology = override(load("school-events"), {"queues.notifications.rate_limit": limit,
+                                                "queues.notifications.rate_limit.limit": 7})  # fmt: skip
+    assert topology.queues["notifications"].rate_limit.limit == 7  # type: ignore[union-attr]
+    assert limit == {"limit": 5}

@@ -35,6 +35,16 @@ LATENCY = st.one_of(
         {"kind": st.sampled_from(["lognormal", "gamma"]), "mean_s": SECONDS, "cv": st.floats(0.1, 3)}
     ),
     st.fixed_dictionaries({"kind": st.just("empirical"), "values_s": st.lists(SECONDS, min_size=1, max_size=5)}),
+    st.builds(lambda p50_s, more_s: {"kind": "percentiles", "p50_s": p50_s, "p95_s": p50_s + more_s}, SECONDS, SECONDS),
+    st.builds(
+        lambda mean_s, share: {
+            "kind": "mixture",
+            "weights": [share, 1 - share],
+            "components": [{"kind": "constant", "mean_s": mean_s}, {"kind": "percentiles", "p50_s": 1.0, "max_s": 5.0}],
+        },
+        SECONDS,
+        st.floats(0.01, 0.99),
+    ),
 )
 LIMIT = st.fixed_dictionaries(
     {"limit": st.integers(1, 1000)}, optional={"period_s": SECONDS, "unit": st.sampled_from(["jobs", "users"])}
@@ -190,6 +200,7 @@ REAL_ONLY = {
     "Queue.done_retention_s",
     "Queue.dead_retention_s",
     "Queue.dead_cap",
+    "Provider.channel",
     "Provider.url",
     "Provider.sender",
     "Deployment.broker",
@@ -221,7 +232,7 @@ def section(page: str, part: str) -> str:
     return match[0]
 
 
-DOCUMENTED = [part.__name__ for part in parts() if part.__name__ != "Probe"]
+DOCUMENTED = [part.__name__ for part in parts() if part.__name__ not in ("Probe", "QueueProbe")]
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
