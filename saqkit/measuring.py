@@ -180,7 +180,7 @@ class _Measurement:
             speed = await asyncio.to_thread(yardstick)
             others = OtherLoad(await asyncio.to_thread(_server_process, url))
             firing = Firing(self.topology, store, queues, launcher, self.private, self.name, self.progress)
-            await firing.carry_out(self.events, self.workload.faults)
+            await firing.carry_out(self.workload, self.events, self.seed)
             share = others.share()
             self.progress(self.users, self.users, "collecting")
             await launcher.stop()
@@ -263,12 +263,14 @@ class _Measurement:
 
 
 def _workers(launcher: Launcher, start: float) -> tuple[dict[str, Any], ...]:
-    """What the processes that were there at the end reported; `ready_at` is in seconds from `start`."""
+    """What the processes that were there at the end reported; `ready_at` and `stopped_at` are seconds from `start`."""
     workers = []
     for number, (config, process) in enumerate(zip(launcher.configurations, launcher.processes, strict=True)):
         ready, done = _read(launcher.report(number, "ready")), _read(launcher.report(number, "done"))
         workers.append({"worker": config.name, "host": socket.gethostname(), "pid": process.pid,
                         "ready_at": ready.get("ready_at", start) - start, "cpu_s": done.get("cpu_s", 0.0),
+                        "loop_cpu_s": done.get("loop_cpu_s"),
+                        "stopped_at": done.get("stopped_at", start) - start,
                         "jobs": done.get("jobs", 0), "clock_offset_s": done.get("clock_offset_s", 0.0)})  # fmt: skip
     return tuple(workers)
 

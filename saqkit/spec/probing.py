@@ -13,8 +13,29 @@ An ordinary core of the 2020s does 30 to 50 in a microsecond (CPython 3.11 to 3.
 """
 
 
+class QueueProbe(Part):
+    """What the queue costs on a host, from short real runs of one worker process with ten slots.
+
+    `busy` is a burst of jobs that do nothing, `slow` the same jobs one at a time, 20 ms apart, so that each finds a
+    process asleep. `job_cpu_s` is the worker's CPU per job (take, run, finish), `broker_cpu_s` the server's,
+    `round_trips` how often the server read from a client, per job; what an idle process and the run itself take by the
+    second (`idle_cpu`, a share of a core) is taken off. `wake_s` is from enqueued to taken by a sleeping process,
+    `database_write_s` one commit of 25 users' results, both medians.
+    """
+
+    busy_job_cpu_s: NonNegativeFloat
+    slow_job_cpu_s: NonNegativeFloat
+    busy_broker_cpu_s: NonNegativeFloat
+    slow_broker_cpu_s: NonNegativeFloat
+    busy_round_trips: NonNegativeFloat
+    slow_round_trips: NonNegativeFloat
+    idle_cpu: NonNegativeFloat
+    wake_s: NonNegativeFloat
+    database_write_s: NonNegativeFloat
+
+
 class Probe(Part):
-    """Measured in about two seconds by `saqkit.probe()`; stored in every run.
+    """What `saqkit.probe()` measured; stored in every run, there without `queue`, which takes longer.
 
     `cpu_scale` is real CPU seconds per nominal second of the fixed work inside a saturated event loop;
     `cpu_scale_crowded` is the same in wall seconds with one such process on every core at once (above `cpu_scale`
@@ -38,3 +59,4 @@ class Probe(Part):
     host: str
     python: str
     taken_on: str
+    queue: QueueProbe | None = None

@@ -26,9 +26,10 @@ class Run:
     """A drained real run.
 
     `attempts` and `steps` are the tables of `saqkit.spec.trace`. `probe` is what the host's probe found beside the run
-    (see `saqkit.probe`), `workers` one dict per worker process (`worker`, `host`, `pid`, `ready_at`, `cpu_s`, `jobs`,
-    `clock_offset_s`), `facts` versions, host and date, `disturbed` the reasons why the run should not be trusted
-    (empty: none seen). A Run can be predicted again from its file alone.
+    (see `saqkit.probe`), `workers` one dict per worker process (`worker`, `host`, `pid`, `ready_at`, `stopped_at`,
+    `cpu_s` of the process, `loop_cpu_s` of its event loop, `jobs`, `clock_offset_s`), `facts` versions, host and date,
+    `disturbed` the reasons why the run should not be trusted (empty: none seen). A Run can be predicted again from its
+    file alone.
     """
 
     topology: Topology

@@ -119,7 +119,7 @@ async def serve(config: Configuration) -> None:
             await next(iter(served.values())).redis.ping()  # type: ignore[misc]  # typed for both clients
         running = asyncio.create_task(worker.run(), name="worker")
         tasks.append(running)
-        began, cpu = time.time(), time.process_time()
+        began, cpu, loop_cpu = time.time(), time.process_time(), time.thread_time()
         logger.info("worker %s serves %s", config.name, ", ".join(f"{n} x {q}" for q, n in config.slots.items()))
         _report(config.report("ready"), {"pid": os.getpid(), "ready_at": began, "loop": worker.metadata["loop"]})
         await _first(running, stop.wait())
@@ -133,7 +133,8 @@ async def serve(config: Configuration) -> None:
         _report(
             config.report("done"),
             {"pid": os.getpid(), "ready_at": began, "stopped_at": time.time(), "jobs": worker.jobs,
-             "cpu_s": time.process_time() - cpu, "clock_offset_s": offset},
+             "cpu_s": time.process_time() - cpu, "loop_cpu_s": time.thread_time() - loop_cpu,
+             "clock_offset_s": offset},
         )  # fmt: skip
     finally:
         for task in tasks:
