@@ -10,6 +10,7 @@ from saqkit.spec.lifecycle import Action, failed
 from sim.engine.draws import SENT, TEMPORARY
 from sim.engine.jobs import Job
 from sim.engine.parts import Call
+from sim.engine.providers import Gate, Send
 
 if TYPE_CHECKING:
     from sim.engine.worker import Worker
@@ -31,6 +32,7 @@ class Attempt:
         self.refused: list[int] = []
         self.again: list[int] = []
         self.committing = self.durable = 0
+        self.gate: Gate | None = None
 
     def begin(self) -> None:
         """The function begins: it looks its event up, if this process has not done so yet, then does its work."""
@@ -56,10 +58,14 @@ class Attempt:
             self.worker.loop.soon(0.0, lambda: None if self.over else call())
 
     def _timed_out(self) -> None:
+        if self.over:
+            return  # it ended in the very turn in which its time was up
         self.error = "TimeoutError"
         served = {*self.sent, *self.refused}
         self.again = [user for user in self.users if user not in served]
         self._end()
+        if self.gate is not None:
+            self.gate.withdraw(self)
 
     def _end(self) -> None:
         self.over = True
@@ -78,7 +84,8 @@ class Attempt:
         assert fan_out is not None
         size = max(1, fan_out.page_size // fan_out.batch_size) * fan_out.batch_size
         page = job.users[job.cursor : job.cursor + size]
-        cpu_s = self.costs.user_cpu_s * len(page)
+        batches = -(-len(page) // fan_out.batch_size)
+        cpu_s = self.costs.page_cpu_s + self.costs.batch_cpu_s * batches + self.costs.user_cpu_s * len(page)
         self.cpu_s += cpu_s
         self._database(
             self.model.database.read,
@@ -97,13 +104,17 @@ class Attempt:
         job.enqueued = max(job.enqueued, job.cursor + len(page))
 
         def advance() -> None:
-            self._database(self.model.database.write, self.costs.flush_s, partial(self._advanced, len(page), last))
+            self._database(self._write, self.costs.flush_s, partial(self._advanced, len(page), last))
 
         if page:
-            script = partial(self.model.enqueue_children, job, fan_out.to, batches)
-            self.model.broker.call(script, lambda _: self._resume(advance), len(batches), self.model.network_s)
+            self.send_page(fan_out.to, batches, advance)
         else:
             advance()
+
+    def send_page(self, to: str, batches: Sequence[Sequence[int]], then: Call) -> None:
+        """A page's batches are enqueued in one round trip."""
+        script = partial(self.model.enqueue_children, self.job, to, batches)
+        self.model.broker.call(script, lambda _: self._resume(then), len(batches), self.model.network_s)
 
     def _advanced(self, users: int, last: bool) -> None:
         self.job.cursor += users
@@ -111,6 +122,9 @@ class Attempt:
             self._end()
         else:
             self._next_page()
+
+    def _write(self, took_s: float, then: Call) -> None:
+        self.model.database.write(took_s, self.model.hosts[self.worker.host], then)
 
     def _database(self, step: Callable[[float, Call], None], took_s: float, then: Call) -> None:
         """A database step of the whole job: `then` is called on the loop once it is done."""
@@ -129,7 +143,7 @@ class Attempt:
             self._serve()
             return
         took_s = self.costs.open_s + self.costs.open_user_s * len(self.users)
-        self._database(self.model.database.write, took_s, self._serve)
+        self._database(self._write, took_s, self._serve)
 
     def _serve(self) -> None:
         job, per_user, model = self.job, self.job.type.per_user, self.model
@@ -141,6 +155,7 @@ class Attempt:
         self.latency, self.fate = [0.0] * self.count, [SENT] * self.count
         if per_user.provider is not None:
             self.outages = model.outages.get(per_user.provider, [])
+            self.gate = self.worker.gates.get(per_user.provider)
             self.latency, self.fate = model.draws.sends(
                 per_user.provider,
                 model.providers[per_user.provider],
@@ -205,6 +220,9 @@ class Lane:
         self._user, self._asked_at = (n := self._coming), now
         if n < 0:
             attempt.leave_lane()
+            return
+        if attempt.gate is not None:
+            attempt.gate.arrive(Send(attempt, n, self.claim, self.go_on))
             return
         latency_s = attempt.latency[n]
         for from_s, to_s in attempt.outages:

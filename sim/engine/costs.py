@@ -15,13 +15,16 @@ PARTS = ("slots", "loop", "cores", "broker", "database", "provider", "rate_limit
 class TypeCosts:
     """What a job type costs beyond its description, in seconds on the profile's host.
 
-    `job_cpu_s` and `user_cpu_s` are spent on the event loop, beside the described work. `open_*` is the transaction
-    at the start of a batch, `flush_*` the commit that its end waits for, `page_*` reading a page in a fan-out, or an
-    event; each a fixed part and a part per user.
+    `job_cpu_s` and `user_cpu_s` are spent on the event loop, beside the described work; a fan-out's users cost
+    `user_cpu_s` each, its pages `page_cpu_s` and the batches that it enqueues `batch_cpu_s`. `open_*` is the
+    transaction at the start of a batch, `flush_*` the commit that its end waits for, `page_s` and `page_user_s` reading
+    a page in a fan-out, or an event; each a fixed part and a part per user.
     """
 
     job_cpu_s: float
     user_cpu_s: float
+    page_cpu_s: float
+    batch_cpu_s: float
     open_s: float
     open_user_s: float
     flush_s: float
@@ -47,8 +50,8 @@ class Costs:
     `crowded` is how much longer CPU work takes when every core is busy. `queue_cpu_s` is what taking and finishing
     one job costs the loop, `client_cpu_s` one call to the broker, and `cold_s` what a loop that was asleep spends on
     waking up. Blocking calls with a timeout end on the broker's own clock of `broker_clock_s`. `wake_s` is from a
-    job's arrival to an idle process' knowing of it, `announce_s` from an event to its first enqueueing call,
-    `enqueue_s` the producer's time for one more job.
+    job's arrival to the answer of an idle process' blocking call, `announce_s` from an event to its first enqueueing
+    call, `enqueue_s` the producer's time for one more job.
     """
 
     cores: int

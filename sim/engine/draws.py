@@ -29,11 +29,11 @@ class Draws:
         self, name: str, provider: ProviderCosts, timeout_s: float, event: int, users: Sequence[int], attempt: int
     ) -> tuple[list[float], list[int]]:
         """Latency in seconds and fate (`SENT`, `TEMPORARY`, `PERMANENT`) of one send to each of `users`."""
-        if attempt > 1:
-            latency, fate = self._draw(provider, timeout_s, np.int64(event), np.asarray(users, np.int64), attempt)
+        if attempt > 1 or event >= len(self._start):  # nobody knew of the event beforehand
+            latency, fate = self.draw(provider, timeout_s, np.int64(event), np.asarray(users, np.int64), attempt)
             return latency.tolist(), fate.tolist()
         if name not in self._first:
-            self._first[name] = self._draw(provider, timeout_s, self._events, self._users, 1)
+            self._first[name] = self.draw(provider, timeout_s, self._events, self._users, 1)
         latency, fate = self._first[name]
         start = int(self._start[event - 1])
         if isinstance(users, range):
@@ -42,7 +42,7 @@ class Draws:
         places = np.asarray(users) + (start - 1)
         return latency[places].tolist(), fate[places].tolist()
 
-    def _draw(
+    def draw(
         self,
         provider: ProviderCosts,
         timeout_s: float,
@@ -50,6 +50,7 @@ class Draws:
         users: NDArray[np.int64],
         attempt: int,
     ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """Latency and fate of attempt number `attempt` at each of `users`."""
         latency = provider.latency.quantiles(uniforms(self.seed, Stream.LATENCY, events, users, attempt))
         latency = latency * provider.latency_scale
         fate = np.zeros(len(users), np.int8)

@@ -18,13 +18,15 @@ from saqkit.spec.deployment import Deployment
 from saqkit.spec.draws import Stream, uniform
 from saqkit.spec.lifecycle import Action, crashed
 from saqkit.spec.topology import Topology
-from saqkit.spec.workload import Arrival, BrokerRestart, KillWorker, ProviderOutage, Workload
+from saqkit.spec.workload import Arrival, BrokerRestart, ClosedLoop, KillWorker, ProviderOutage, Workload
 from sim.engine.attempt import Attempt
+from sim.engine.clients import Clients
 from sim.engine.costs import Costs
 from sim.engine.draws import Draws
 from sim.engine.jobs import Job, WaitingLine
 from sim.engine.outcome import Outcome, Record
-from sim.engine.parts import Broker, Call, Database, Host, Loop
+from sim.engine.parts import Broker, Call, Database, Host
+from sim.engine.providers import build_turns
 from sim.engine.worker import Worker
 
 ENQUEUE_CHUNK = 1000  # jobs that the producer enqueues in one round trip
@@ -36,6 +38,8 @@ class Model:
     `relieved` names a part of `costs.PARTS` with twice its capacity. Times are seconds since the first event. With
     `deadline_s` the run stops there and `Outcome.drained` says so.
     """
+
+    enqueue_chunk = ENQUEUE_CHUNK
 
     def __init__(
         self,
@@ -55,11 +59,12 @@ class Model:
         self.types = costs.types
         self.arrivals = list(workload.events(topology, seed))
         self.draws = Draws(seed, self.arrivals)
+        self.clients = Clients(self, workload.arrivals) if isinstance(workload.arrivals, ClosedLoop) else None
         self.providers = {
             name: replace(provider, latency_scale=0.5) if relieved == "provider" else provider
             for name, provider in costs.providers.items()
         }
-        served = deployment.processes(topology)
+        served = self.processes()
         cores = (deployment.cores or costs.cores) * (2 if relieved == "cores" else 1)
         self.hosts = [Host(cores, costs.crowded, len(served)) for _ in range(deployment.hosts)]
         half = 0.5 if relieved == "broker" else 1.0
@@ -74,16 +79,25 @@ class Model:
             self.lines[name] = WaitingLine(queue, tick_phase_s)
         self.idle: dict[str, dict[Worker, None]] = {name: {} for name in topology.queues}
         self.outages: dict[str, list[tuple[float, float]]] = {}
+        self.turns = build_turns(self)
         self.record = Record()
         self.open_jobs, self.arriving = 0, True
         self.drained = self.env.event()
         self.workers = [
-            Worker(self, host * len(served) + n, host, queues)
+            self.launch(host * len(served) + n, host, queues)
             for host in range(deployment.hosts)
             for n, queues in enumerate(served)
         ]
         for fault in workload.faults:
             self._prepare(fault)
+
+    def processes(self) -> list[tuple[str, ...]]:
+        """The queues that each process of a host serves."""
+        return self.deployment.processes(self.topology)
+
+    def launch(self, number: int, host: int, queues: Sequence[str]) -> Worker:
+        """A worker process."""
+        return Worker(self, number, host, queues)
 
     def slots(self, queue: str) -> int:
         """Slots of `queue` in each process."""
@@ -99,14 +113,21 @@ class Model:
     # Arrivals: the producer's side
 
     def _arrive(self) -> Generator[simpy.Event, Any, None]:
+        if self.clients:
+            self.clients.begin()
+            return
         first_s = self.arrivals[0].at_s if self.arrivals else 0.0
         for arrival in self.arrivals:
             if (gap_s := arrival.at_s - first_s - self.env.now) > 0:
                 yield self.env.timeout(gap_s)
-            self.env.process(self._announce(arrival))
+            self.admit(arrival)
         self.arriving = False
         if not self.arrivals:
             self.drained.succeed()
+
+    def admit(self, arrival: Arrival) -> None:
+        """An event happens now."""
+        self.env.process(self._announce(arrival))
 
     def _announce(self, arrival: Arrival) -> Generator[simpy.Event, Any, None]:
         """The event and its outbox row are written, then its jobs are enqueued, in chunks of one round trip."""
@@ -118,10 +139,10 @@ class Model:
                 self._job(name, arrival.event, event_at, part, arrival.entry.priority, arrival.entry.tenant, "")
                 for part in parts
             ]
-        self.open_jobs += len(jobs)
+        self._opened(arrival.event, len(jobs))
         yield self.env.timeout(self.costs.announce_s)
-        for n in range(0, len(jobs), ENQUEUE_CHUNK):
-            chunk = jobs[n : n + ENQUEUE_CHUNK]
+        for n in range(0, len(jobs), self.enqueue_chunk):
+            chunk = jobs[n : n + self.enqueue_chunk]
             yield self.env.timeout(self.costs.enqueue_s * len(chunk))
             enqueued = self.env.event()
             self.broker.call(partial(self._put, chunk), _succeed(enqueued), len(chunk), self.network_s)
@@ -153,14 +174,14 @@ class Model:
         own = self.topology.job_types[parent.type_name].priority
         level = None if parent.priority == own else parent.priority
         jobs = [self._job(to, parent.event, parent.event_at, p, level, parent.tenant, parent.key) for p in parts]
-        self.open_jobs += len(jobs)
+        self._opened(parent.event, len(jobs))
         self._put(jobs)
 
     def wake(self, queue: str) -> None:
         """Jobs wait: of the processes that found none, the one that has waited longest asks again."""
         if worker := next(iter(self.idle[queue]), None):
             del self.idle[queue][worker]
-            self.later(self.costs.wake_s, partial(_if_alive, worker.loop, partial(worker.wake, queue)))
+            self.later(self.costs.wake_s, partial(worker.wake, queue))
 
     def later(self, delay_s: float, call: Call) -> None:
         """Call after `delay_s` of simulated time, whatever any loop is doing."""
@@ -191,10 +212,17 @@ class Model:
             self.record.add(attempt, now, "done", len(attempt.refused))
             for edge in job.type.follow_up:
                 self.enqueue_children(job, edge.to, [job.users])
-        self._close()
+        self._close(job)
 
-    def _close(self) -> None:
+    def _opened(self, event: int, jobs: int) -> None:
+        self.open_jobs += jobs
+        if self.clients:
+            self.clients.opened(event, jobs)
+
+    def _close(self, job: Job) -> None:
         self.open_jobs -= 1
+        if self.clients:
+            self.clients.ended(job.event)
         if not self.open_jobs and not self.arriving and not self.drained.triggered:
             self.drained.succeed()
 
@@ -255,13 +283,8 @@ class Model:
                 self.lines[queue].put_back(job, self.env.now)
             else:
                 job.step(action)
-                self._close()
+                self._close(job)
         self.wake(queue)
-
-
-def _if_alive(loop: Loop, call: Call) -> None:
-    if loop.alive:
-        loop.soon(0.0, call)
 
 
 def _succeed(event: simpy.Event) -> Callable[[None], None]:

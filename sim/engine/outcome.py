@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +14,30 @@ from sim.engine.costs import PARTS
 if TYPE_CHECKING:
     from sim.engine.attempt import Attempt
     from sim.engine.model import Model
-    from sim.engine.parts import Window
 
 COLUMNS = tuple(name for name in trace.ATTEMPTS if name not in ("run", "replication"))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`drained` is false if the deadline came first; `utilisation` is a share of each part's capacity, `wakes` of
-    loops.
+    """`drained` is false if the deadline came first; `utilisation` is a share of each part's capacity, `wakes`
+    how often loops woke, each counted by how cold it was (see `Loop`).
     """
 
-    rows: Mapping[str, list[Any]]
+    rows: Mapping[str, Any]
     utilisation: Mapping[str, float]
     drained: bool
     ended_at_s: float
-    wakes: int
+    wakes: float
 
     def attempts(self, replication: int = 0, run: str = "predicted") -> pd.DataFrame:
         """The attempts table."""
-        count = len(self.rows["job"])
+        count = len(self.rows["attempt"])
         return trace.attempts_frame({"run": [run] * count, "replication": [replication] * count, **self.rows})
+
+    def measures(self) -> dict[str, float]:
+        """The measures of the run by name, see `saqkit.spec.trace.measures`."""
+        return trace.measures(self.rows)
 
 
 class Record:
@@ -84,28 +87,60 @@ class Record:
 
     def outcome(self, model: Model) -> Outcome:
         """The run so far."""
-        span_s = model.env.now or float("inf")
         slots = sum(model.slots(queue) for worker in model.workers for queue in worker.queues)
         windows = [line.window for line in model.lines.values() if line.window]
-        shares = {
-            "slots": self._slot_s / (slots * span_s),
-            "loop": sum(worker.busy_s + worker.loop.busy_s for worker in model.workers) / (len(model.workers) * span_s),
-            "cores": sum(host.core_s for host in model.hosts) / (sum(host.cores for host in model.hosts) * span_s),
-            "broker": model.broker.busy_s / span_s,
-            "database": model.database.busy_s / span_s,
-            "provider": self._provider_s / self._lane_s if self._lane_s else 0.0,
-            "rate_limit": max((_admitted_share(window, span_s) for window in windows), default=0.0),
-        }
+        utilisation = shares(
+            span_s=model.env.now,
+            slot_s=self._slot_s,
+            slots=slots,
+            loop_s=sum(worker.busy_s + worker.loop.busy_s for worker in model.workers),
+            loops=len(model.workers),
+            core_s=sum(host.core_s for host in model.hosts),
+            cores=sum(host.cores for host in model.hosts),
+            broker_s=model.broker.busy_s,
+            database_s=model.database.busy_s,
+            provider_s=self._provider_s,
+            lane_s=self._lane_s,
+            limits=[(window.admitted, window.limit.limit, window.limit.period_s) for window in windows],
+        )
         rows = dict(zip(COLUMNS, ([*column] for column in zip(*self._rows, strict=True)), strict=False))
         return Outcome(
             rows or {name: [] for name in COLUMNS},
-            {part: min(1.0, shares[part]) for part in PARTS},
+            utilisation,
             model.drained.triggered,
             model.env.now,
             sum(worker.loop.wakes for worker in model.workers),
         )
 
 
-def _admitted_share(window: Window, span_s: float) -> float:
-    limit = window.limit
-    return window.admitted * limit.period_s / (limit.limit * (span_s + limit.period_s))
+def shares(
+    *,
+    span_s: float,
+    slot_s: float,
+    slots: int,
+    loop_s: float,
+    loops: int,
+    core_s: float,
+    cores: int,
+    broker_s: float,
+    database_s: float,
+    provider_s: float,
+    lane_s: float,
+    limits: Sequence[tuple[int, int, float]],
+) -> dict[str, float]:
+    """The share of each part's capacity that was used in `span_s`, at most 1.
+
+    Seconds of work of all slots, loops, cores, the broker and the database writer; `provider_s` of `lane_s` that users
+    were served in; per rate limit the weight admitted, the limit and its period (0: no limit).
+    """
+    span_s = span_s or float("inf")
+    used = {
+        "slots": slot_s / (slots * span_s),
+        "loop": loop_s / (loops * span_s),
+        "cores": core_s / (cores * span_s),
+        "broker": broker_s / span_s,
+        "database": database_s / span_s,
+        "provider": provider_s / lane_s if lane_s else 0.0,
+        "rate_limit": max((a * period_s / (n * (span_s + period_s)) for a, n, period_s in limits if n), default=0.0),
+    }
+    return {part: min(1.0, used[part]) for part in PARTS}

@@ -21,6 +21,7 @@ T = TypeVar("T")
 Call = Callable[[], None]
 Cost = float | Callable[[], float]
 FLUSH_EVERY_S = 0.1  # the ledger writer commits at least this often
+COLD_AFTER_S = 0.001  # after so long a sleep, waking up costs half of what it costs after a long one
 
 
 class Owner(Protocol):
@@ -49,14 +50,14 @@ class Host:
     def __init__(self, cores: int, crowded: float, processes: int) -> None:
         self.cores, self.running, self.core_s = cores, 0, 0.0
         per_core = (crowded - 1) / (cores - 1) if cores > 1 else 0.0
-        self._stretch = [1.0] + [
-            (1 + per_core * (min(n, cores) - 1)) * max(1.0, n / cores) for n in range(1, 2 * processes + 2)
+        self.stretch = [1.0] + [
+            (1 + per_core * (min(n, cores) - 1)) * max(1.0, n / cores) for n in range(1, 2 * processes + 3)
         ]
 
     def begin(self, cpu_s: float) -> float:
         """A process begins a burst; returns how long it will take."""
         self.running += 1
-        wall_s = cpu_s * self._stretch[self.running]
+        wall_s = cpu_s * self.stretch[self.running]
         self.core_s += wall_s if self.running <= self.cores else wall_s * self.cores / self.running
         return wall_s
 
@@ -70,8 +71,9 @@ class Loop:
 
     A turn collects the timers that are due, then runs what is ready, in order. With nothing ready the loop sleeps until
     its next timer, rounded up to whole `resolution_s` from the moment it falls asleep, plus `overshoot_s`; every timer
-    due by then fires at that wake. A reply from outside wakes it at once. What runs first after a sleep takes `cold_s`
-    longer: the kernel has to be asked, and the caches are cold.
+    due by then fires at that wake. A reply from outside wakes it at once. What runs first after a sleep takes up to
+    `cold_s` longer, the longer the sleep: a core that was idle for a few milliseconds is slow to come back, and its
+    caches are cold. After s seconds it is the share s / (s + 1 ms) of it.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class Loop:
         self._numbers = self._todo = self._running = self._sleep = self._withdrawn = 0
         self._inside, self._asleep = False, True
         self.alive = True
-        self.wakes = 0
+        self.wakes = 0.0
+        self._slept_at = env.now
         self.busy_s = 0.0
         self.burst_s = 0.0
         """How long the burst took that ended last."""
@@ -141,8 +144,10 @@ class Loop:
             cpu_s = cost() if callable(cost) else cost
             if self._asleep:
                 self._asleep = False
-                self.wakes += 1
-                cpu_s += self._cold_s
+                slept_s = env.now - self._slept_at
+                coldness = slept_s / (slept_s + COLD_AFTER_S)
+                self.wakes += coldness
+                cpu_s += self._cold_s * coldness
             if cpu_s > 0:
                 self._running += 1
                 wall_s = self._host.begin(cpu_s)
@@ -167,14 +172,18 @@ class Loop:
 
     def _select(self) -> None:
         timers = self._timers
-        self._asleep = not timers or timers[0][0] > self._env.now
+        if not timers or timers[0][0] > self._env.now:
+            if not self._asleep:
+                self._asleep, self._slept_at = True, self._env.now
+        else:
+            self._asleep = False
         while timers and timers[0][4].over:
             heapq.heappop(timers)
         if timers:
             wait_s = max(0.0, timers[0][0] - self._env.now)
             if wait_s > 0:
                 if self._resolution_s:
-                    wait_s = ceil(wait_s / self._resolution_s - 1e-6) * self._resolution_s
+                    wait_s = max(1, ceil(wait_s / self._resolution_s - 1e-6)) * self._resolution_s
                 wait_s += self._overshoot_s
             self._sleep += 1
             Timeout(self._env, wait_s, self._sleep).callbacks.append(self._woken)
@@ -195,8 +204,16 @@ class Broker:
 
     def call(self, script: Callable[[], T], then: Callable[[T], None], jobs: int = 0, network_s: float = 0.0) -> None:
         """Carry out `script` in its turn; its result reaches `then` with the reply. `jobs` it touches cost extra."""
-        trip_s = (self._wire_s + network_s) / 2
-        start_s = max(self._env.now + trip_s, self._free_s)
+        self._serve(script, then, jobs, network_s, (self._wire_s + network_s) / 2)
+
+    def serve(self, script: Callable[[], T], then: Callable[[T], None], jobs: int = 0, network_s: float = 0.0) -> None:
+        """The same for a script that is at the broker already."""
+        self._serve(script, then, jobs, network_s, 0.0)
+
+    def _serve(
+        self, script: Callable[[], T], then: Callable[[T], None], jobs: int, network_s: float, arrives_s: float
+    ) -> None:
+        start_s = max(self._env.now + arrives_s, self._free_s)
         for from_s, to_s in self.down:
             if from_s <= start_s < to_s:
                 start_s = to_s
@@ -205,7 +222,7 @@ class Broker:
 
         def served(_: Event) -> None:
             result = script()
-            _after(self._env, trip_s, lambda _: then(result))
+            _after(self._env, (self._wire_s + network_s) / 2, lambda _: then(result))
 
         _after(self._env, self._free_s - self._env.now, served)
 
@@ -216,19 +233,37 @@ class Broker:
 
 
 class Database:
-    """One writer at a time, in order of arrival; readers are never kept waiting."""
+    """One writer at a time, in order of arrival; readers are never kept waiting.
+
+    A transaction runs on a thread of the process that asks for it, so that it keeps a core of that process' host busy.
+    """
 
     def __init__(self, env: Environment, slowness: float = 1.0) -> None:
         self._env, self._slowness = env, slowness
-        self._free_s = 0.0
+        self._waiting: deque[tuple[float, Host, Call]] = deque()
+        self._busy = False
         self.busy_s = 0.0
 
-    def write(self, took_s: float, then: Call) -> None:
-        """A writing transaction of `took_s`, then `then`."""
-        took_s *= self._slowness
-        self._free_s = max(self._env.now, self._free_s) + took_s
-        self.busy_s += took_s
-        _after(self._env, self._free_s - self._env.now, lambda _: then())
+    def write(self, took_s: float, host: Host, then: Call) -> None:
+        """A writing transaction of `took_s` on a thread on `host`, then `then`."""
+        self._waiting.append((took_s * self._slowness, host, then))
+        if not self._busy:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._busy = True
+        took_s, host, then = self._waiting.popleft()
+        wall_s = host.begin(took_s)
+        self.busy_s += wall_s
+
+        def done(_: Event) -> None:
+            host.end()
+            self._busy = False
+            if self._waiting:
+                self._begin()
+            then()
+
+        _after(self._env, wall_s, done)
 
     def read(self, took_s: float, then: Call) -> None:
         """A reading transaction of `took_s`, then `then`."""
@@ -238,8 +273,8 @@ class Database:
 class LedgerWriter:
     """Commits the results of one process' users in groups: at least every 100 ms, and when the end of a batch asks."""
 
-    def __init__(self, env: Environment, database: Database) -> None:
-        self._env, self._database = env, database
+    def __init__(self, env: Environment, database: Database, host: Host) -> None:
+        self._env, self._database, self._host = env, database, host
         self._rows, self._busy, self._armed = 0, False, False
         self._waiting: list[Call] = []
         self._costs = (0.0, 0.0)
@@ -283,7 +318,7 @@ class LedgerWriter:
             if self._waiting:
                 self._commit()
 
-        self._database.write(self._costs[0] + rows * self._costs[1], done)
+        self._database.write(self._costs[0] + rows * self._costs[1], self._host, done)
 
 
 class Window:

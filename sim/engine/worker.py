@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from saqkit.spec.draws import Stream, uniform
 from sim.engine.attempt import Attempt
-from sim.engine.jobs import Job, Taken
+from sim.engine.feed import Feed
+from sim.engine.jobs import Job
 from sim.engine.parts import LedgerWriter, Loop
+from sim.engine.providers import build_gates
 
 if TYPE_CHECKING:
     from sim.engine.model import Model
@@ -38,109 +39,29 @@ class Worker:
             costs.cold_s,
             2 if model.relieved == "loop" else 1,
         )
-        self.writer = LedgerWriter(model.env, model.database)
+        self.gates = build_gates(self)
+        self.writer = LedgerWriter(model.env, model.database, model.hosts[self.host])
         self.free = {queue: model.slots(queue) for queue in self.queues}
-        self.busy_taking = dict.fromkeys(self.queues, False)
-        self.alarms = dict.fromkeys(self.queues, 0)
         self.renews_from = float("inf")
         self.held = held = dict[Job, Attempt]()
         self.writer.before = lambda: _mark(held, "committing", lambda attempt: len(attempt.sent))
         self.writer.after = lambda: _mark(held, "durable", lambda attempt: attempt.committing)
-        self.ended: list[Attempt] = []
         self.events: set[int] = set()
+        self.feeds = {queue: Feed(self, queue) for queue in self.queues}
         for queue in self.queues:
             self.take(queue)
 
     def take(self, queue: str) -> None:
-        """Ask for as many jobs as slots are free, in one call; one call or one wait at a time."""
-        if self.free[queue] and not self.busy_taking[queue]:
-            self.busy_taking[queue] = True
-            self.loop.soon(self.model.costs.client_cpu_s, partial(self._call_take, queue))
+        """Ask for jobs of `queue`, if a slot is free."""
+        self.feeds[queue].seek()
 
     def wake(self, queue: str) -> None:
-        """The wait for jobs is over: ask again."""
-        if self.loop.alive:
-            self.busy_taking[queue] = False
-            self.take(queue)
-
-    def _call_take(self, queue: str) -> None:
-        model, line, most, loop = self.model, self.model.lines[queue], self.free[queue], self.loop
-
-        def script() -> Taken:
-            if not loop.alive:
-                return Taken([], 0.0, 0.0)
-            taken = line.take(model.env.now, most)
-            model.broker.touch(len(taken.jobs))
-            for job in taken.jobs:
-                self.held[job] = job.holder = Attempt(self, job, model.env.now)
-            self.renews_from = min(self.renews_from, model.env.now)
-            if len(taken.jobs) < most and not taken.opens_at:
-                model.idle[queue][self] = None
-            if line.ready and not taken.opens_at:
-                model.wake(queue)  # who was woken and leaves something wakes the next
-            return taken
-
-        def reply(taken: Taken) -> None:
-            if loop.alive:
-                loop.soon(0.0, partial(self._taken, queue, most, taken))
-
-        model.broker.call(script, reply, network_s=model.network_s)
-
-    def _taken(self, queue: str, most: int, taken: Taken) -> None:
-        model, now = self.model, self.model.env.now
-        self.free[queue] -= len(taken.jobs)
-        for job in taken.jobs:
-            self.loop.soon(model.costs.queue_cpu_s, self.held[job].begin)
-        if len(taken.jobs) == most:
-            self.wake(queue)
-        elif taken.opens_at:  # the rate limit alone says when more may be taken
-            self.loop.at(max(taken.opens_at, now + 0.001), 0.0, partial(self.wake, queue))
-        elif taken.due_at and self in model.idle[queue]:
-            self._wait_until(queue, taken.due_at)
-
-    def _wait_until(self, queue: str, due_at: float) -> None:
-        """A blocking call with a timeout: short ones are a timer's, long ones end on the broker's own coarse clock."""
-        model, loop = self.model, self.loop
-        self.alarms[queue] = alarm = self.alarms[queue] + 1
-
-        def ring() -> None:
-            if loop.alive and alarm == self.alarms[queue] and self in model.idle[queue]:
-                del model.idle[queue][self]
-                loop.soon(0.0, partial(self.wake, queue))
-
-        delay_s = max(0.001, due_at - model.env.now)
-        if delay_s < 0.01:
-            loop.at(model.env.now + delay_s, 0.0, ring)
-        else:
-            grid_s = model.costs.broker_clock_s
-            phase_s = uniform(model.seed, Stream.JITTER, 0, 2) * grid_s
-            late_s = (phase_s - model.env.now - delay_s) % grid_s if grid_s else 0.0
-            model.later(delay_s + late_s, ring)
+        """Jobs of `queue` wait, and this process is told."""
+        self.feeds[queue].wake()
 
     def finish(self, attempt: Attempt) -> None:
-        """An attempt ended; all that end in one turn of the loop share a call."""
-        self.ended.append(attempt)
-        if len(self.ended) == 1:
-            self.loop.soon(self.model.costs.client_cpu_s, self._call_finish)
-
-    def _call_finish(self) -> None:
-        ended, self.ended, loop = self.ended, [], self.loop
-
-        def reply(_: None) -> None:
-            if loop.alive:
-                loop.soon(0.0, partial(self._freed, ended))
-
-        def script() -> None:
-            for attempt in ended:
-                self.model.settle(attempt)
-
-        self.model.broker.call(script, reply, len(ended), self.model.network_s)
-
-    def _freed(self, ended: list[Attempt]) -> None:
-        for attempt in ended:
-            self.free[attempt.job.type.queue] += 1
-        for queue in dict.fromkeys(attempt.job.type.queue for attempt in ended):
-            self.take(queue)
+        """An attempt ended."""
+        self.feeds[attempt.job.type.queue].said(attempt)
 
     def kill(self) -> None:
         """SIGKILL: nothing it holds is told to anybody; its leases run out."""

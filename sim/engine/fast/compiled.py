@@ -1,0 +1,109 @@
+"""The kernel as numba compiles it, where numba is installed."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import FunctionType
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from saqkit.spec.draws import uniform
+from sim.engine.fast import heaps, kernel
+from sim.engine.fast.sends import Sends
+from sim.engine.fast.tables import Tables
+
+FEW, MANY = 300_000, 10_000_000  # users that take Python about as long as numba takes to be imported, and to compile
+_users = 0
+HELPERS = (
+    kernel._begin_write,
+    kernel._page_cpu_s,
+    kernel._opens_at,
+    kernel._join,
+    kernel._idle,
+    kernel._leave,
+    kernel._wake,
+    kernel._link,
+    kernel._withdraw,
+    heaps.settle,
+    heaps.push,
+    heaps.pop,
+    heaps.pushpop,
+)
+
+
+@cache
+def compiled() -> Any:
+    """`kernel.simulate`, to be compiled (or loaded from numba's cache) at its first call; None without numba."""
+    try:
+        import numba
+        from numba.extending import overload, register_jitable
+    except ImportError:
+        return None
+    for helper in HELPERS:
+        register_jitable(helper)
+
+    @overload(kernel._ints)
+    def _ints(count):  # type: ignore[no-untyped-def]
+        return lambda count: np.zeros(count, np.int64)
+
+    @overload(kernel._floats)
+    def _floats(count):  # type: ignore[no-untyped-def]
+        return lambda count: np.zeros(count, np.float64)
+
+    # The generator's own arithmetic is Python's, without bounds; here words of 64 bits wrap around.
+    @overload(uniform)
+    def _uniform(seed, stream, event, user, attempt):  # type: ignore[no-untyped-def]
+        gamma, m1, m2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+        def words(seed, stream, event, user, attempt):  # type: ignore[no-untyped-def]
+            state = np.uint64(seed)
+            for part in (stream, event, user, attempt):
+                state = state + gamma + np.uint64(part) * m1
+                state = (state ^ (state >> np.uint64(30))) * m1
+                state = (state ^ (state >> np.uint64(27))) * m2
+                state = state ^ (state >> np.uint64(31))
+            return (np.float64(state >> np.uint64(12)) + 0.5) / np.float64(1 << 52)
+
+        return words
+
+    heaps_of_its_own = {"heappush": heaps.push, "heappop": heaps.pop, "heappushpop": heaps.pushpop}
+    twin = FunctionType(kernel.simulate.__code__, {**vars(kernel), **heaps_of_its_own})
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(twin)
+    except RuntimeError:  # neither beside the source nor in the user's own folder can anything be written
+        return numba.njit(nogil=True, error_model="numpy")(twin)
+
+
+def pays(users: int) -> bool:
+    """Whether to use `compiled` for a run of `users` users, after all those that this process has simulated before.
+
+    Few are simulated sooner than numba is imported, and not so few sooner than it compiles.
+    """
+    global _users
+    _users += users
+    kernel = compiled() if _users > FEW else None
+    return kernel is not None and (_users > MANY or bool(kernel.signatures) or _cached(kernel))
+
+
+@cache
+def _cached(kernel: Any) -> bool:
+    try:
+        return bool(kernel._cache._cache_file._load_index())
+    except (AttributeError, OSError):
+        return False
+
+
+def as_arrays(tables: Tables) -> Tables:
+    """The tables as numba takes them: lists as arrays, the seed as a word of 64 bits."""
+    hints = get_type_hints(Tables)
+    fields: dict[str, Any] = {
+        name: np.array(value, np.float64 if hints[name] == list[float] else np.int64) if type(value) is list else value
+        for name, value in tables._asdict().items()
+    }
+    return Tables(**{**fields, "seed": np.uint64(tables.seed)})
+
+
+def as_views(sends: Sends) -> Any:
+    """The draws as Python reads them fastest without more memory: their elements are Python's own numbers."""
+    return Sends(*map(memoryview, sends))  # type: ignore[arg-type]
