@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import ceil
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from saqkit.errors import DescriptionError
-from saqkit.spec import trace
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.topology import Topology, load
-from saqkit.spec.workload import Burst, Workload
-from sim.analysis.statistics import chance_below
+from saqkit.spec.workload import Workload
+from sim.capacity.autoscaling import Trigger, trigger_of
+from sim.capacity.frontier import Evaluated, evaluate, frontier
+from sim.capacity.limits import best_rate, best_time
+from sim.capacity.saturation import saturated
+from sim.capacity.search import Choice, Search
+from sim.capacity.waiting import low_wait_s, oldest_age
 from sim.fit.profile import Profile
-from sim.prediction import Prediction, Scenario, deploy, predict, profile_of
+from sim.prediction import Prediction
+from sim.running.scenario import profile_of
 from sim.targets import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SLOTS = (5, 10, 20, 50, 100)
-BATCHES = (20, 50, 100, 200, 500)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,11 @@ class Plan:
     """The smallest deployment found: fewest workers, then fewest slots, then the batch size nearest to its own.
 
     `probability` is that of one run's meeting the target, `headroom` the share of the target that the mean leaves
-    unused, `cost_per_hour` workers × hosts × price. Where nothing is feasible the settings are those of the best that
-    was tried.
+    unused, `cost_per_hour` workers × hosts × price, `cost_per_million_users` that price over the users served
+    meanwhile. `oldest_age_s` is the greatest age that the oldest waiting job reaches in a run (`{mean, lo, hi, mean_lo,
+    mean_hi}`), `low_wait_s` how long jobs of priority low wait (`{p50, p95, max}`, None without such jobs), `trigger`
+    when an autoscaler has to start one more worker (None if the target is not met). Of a stream, latencies and waits
+    are those of its steady part. Where nothing is feasible the settings are those of the best that was tried.
     """
 
     feasible: bool
@@ -48,27 +53,47 @@ class Plan:
     next_bottleneck: str
     reason: str
     target: str
-    prediction: Prediction
+    cost_per_million_users: float
+    oldest_age_s: dict[str, float]
+    low_wait_s: dict[str, float] | None
+    trigger: Trigger | None
+    prediction: Prediction = field(repr=False)
+    draw_frontier: Callable[[], pd.DataFrame] = field(repr=False)
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """The frontier of cost against time: a row per deployment that no cheaper one beats, cheapest first.
+
+        Columns: workers, concurrency, batch_size, cost_per_hour, cost_per_million_users, time_s (mean of the target's
+        measure), probability. It is searched for when it is first asked for, which takes longer than the plan itself.
+        """
+        return self.draw_frontier()
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON types."""
-        return {k: v for k, v in vars(self).items() if k not in ("prediction",)}
+        """The plan as plain JSON types (null for what is undefined)."""
+        left_out = ("prediction", "draw_frontier", "frontier", "trigger")
+        plain = {name: _plain(value) for name, value in vars(self).items() if name not in left_out}
+        return {**plain, "trigger": self.trigger.to_dict() if self.trigger else None}
 
     def summary(self) -> pd.DataFrame:
-        """One row, the keys of `to_dict`."""
-        return pd.DataFrame([self.to_dict()])
+        """One row, the keys of `to_dict`; those of tables in it as `oldest_age_s.mean`."""
+        return pd.json_normalize(self.to_dict())
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Users done over time at this deployment, with the target as a line; returns the Axes."""
-        from saqkit.spec.pictures import GREEN
-        from sim.pictures import drain_band
+        """What the target is about, with the target as a line: users done over time, or the latencies of a stream."""
+        from sim.pictures import drain_to_target, latency_distribution
+
+        target, cell = Target.parse(self.target), self.prediction.combinations[0]
+        if cell.scenario.workload.arrivals.kind == "burst" or target.metric in ("drain", "wait_p95"):
+            return drain_to_target(cell, target.bound_s, self.target, ax)
+        return latency_distribution(cell, target_s=target.bound_s, ax=ax)
+
+    def plot_frontier(self, ax: Axes | None = None) -> Axes:
+        """The frontier of cost against time, with this plan and its target marked."""
+        from sim.pictures import cost_frontier
 
         target = Target.parse(self.target)
-        ax = drain_band(self.prediction.combinations[0], ax)
-        ax.axvline(target.bound_s, color=GREEN, linestyle="--", label=f"target {self.target}")
-        ax.set_xlim(0, max(ax.get_xlim()[1], 1.05 * target.bound_s))
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-        return ax
+        return cost_frontier(self.frontier, target.bound_s, f"{target.metric} in seconds", self.workers, ax)
 
     def __repr__(self) -> str:
         head = "feasible" if self.feasible else "not feasible"
@@ -78,79 +103,7 @@ class Plan:
         )
 
     def _repr_html_(self) -> str:
-        return self.summary().T.to_html(header=False)
-
-
-@dataclass(frozen=True)
-class _Search:
-    """What is fixed while workers, slots and batch size are tried."""
-
-    topology: Topology
-    workload: Workload
-    target: Target
-    profile: Profile
-    deployment: Deployment
-    seed: int
-
-    def choices(self) -> list[tuple[int | None, int | None]]:
-        """(slots, batch size), smallest change first; None is the deployment's and topology's own."""
-        own_slots = max(self.deployment.slots(self.topology, queue) for queue in self.topology.queues)
-        own_batch: list[int] = [job.fan_out.batch_size for job in self.topology.job_types.values() if job.fan_out]
-        slots = [None, *(n for n in SLOTS if n > own_slots)]
-        batches: list[int | None] = [None]
-        if own_batch:
-            near = float(min(own_batch))
-            others = sorted((abs(float(np.log(n / near))), n) for n in BATCHES if {*own_batch} != {n})
-            batches += [n for _, n in others]
-        return [(c, b) for c in slots for b in batches]
-
-    def scenario(self, workers: int, slots: int | None, batch: int | None) -> Scenario:
-        topology = self.topology if batch is None else self.topology.with_batch_size(batch)
-        return Scenario(topology, deploy(self.deployment, workers, slots), self.workload, self.profile, self.seed, True)
-
-    def bound_s(self, scenario: Scenario) -> tuple[float, str]:
-        """A time below which no run of a burst can stay, and why: the provider's work over the slots, or the rate
-        limit.
-        """
-        arrivals = self.workload.arrivals
-        if not isinstance(arrivals, Burst) or not self.target.share or len(self.topology.entry) > 1:
-            return 0.0, ""
-        users, best, why = self.target.share * arrivals.users, 0.0, ""
-        topology, deployment = scenario.topology, scenario.deployment
-        fans = [job for job in topology.job_types.values() if job.fan_out]
-        if len(topology.starts(topology.entry[0])) != 1 or len(fans) != 1 or not fans[0].fan_out:
-            return 0.0, ""
-        job = topology.job_types[fans[0].fan_out.to]
-        jobs = users / fans[0].fan_out.batch_size
-        if job.per_user.provider:
-            latency = topology.providers[job.per_user.provider].latency
-            serving = sum(job.queue in queues for queues in deployment.processes(topology)) * deployment.hosts
-            at_once = job.send_concurrency * serving * deployment.slots(topology, job.queue)
-            best, why = 0.97 * users * float(latency.quantiles(_GRID).mean()) / at_once, "the slots"
-        if limit := topology.queues[job.queue].rate_limit:
-            weight = jobs if limit.unit == "jobs" else users
-            if (limited := (ceil(weight / limit.limit) - 1) * limit.period_s) > best:
-                best, why = limited, "the rate limit"
-        return best, why
-
-    def might_meet(self, workers: int) -> Iterator[tuple[int | None, int | None]]:
-        """The choices that one noise-free run lets through, in order."""
-        for slots, batch in self.choices():
-            scenario = self.scenario(workers, slots, batch)
-            if self.bound_s(scenario)[0] <= self.target.bound_s and self._passes(scenario):
-                yield slots, batch
-
-    def _passes(self, scenario: Scenario) -> bool:
-        arrivals, share = self.workload.arrivals, self.target.share
-        stops = isinstance(arrivals, Burst) and share > 0
-        outcome = scenario.run(deadline_s=self.target.bound_s if stops else None)
-        if outcome.drained or not stops:
-            return trace.measures(outcome.attempts())[self.target.measure] <= self.target.bound_s
-        served = sum(outcome.rows["users_done"]) + sum(outcome.rows["users_failed"])
-        return bool(share < 1 and isinstance(arrivals, Burst) and served >= share * arrivals.users)
-
-
-_GRID = (np.arange(1000) + 0.5) / 1000
+        return self.summary().T.to_html(header=False, float_format="{:.4g}".format)
 
 
 def plan(
@@ -170,8 +123,10 @@ def plan(
     """Search workers × slots × batch size, with the model, for the smallest deployment that meets `target`.
 
     `target` is `METRIC OP DURATION [@ PROBABILITY]`: metric `drain p50 p95 p99 wait_p95`, probability 0.9 if not
-    given. `deployment` gives what is not searched (hosts, cores) and where to start. `progress(workers)` is told of
-    each number of workers that is tried. Raises `DescriptionError` for a target that cannot be read.
+    given. `workload` may be a steady stream: a deployment that it outruns (ρ ≥ 1) never meets a target. `profile`: a
+    `Profile`, the file of one, or None for a nominal host. `deployment` gives what is not searched (hosts, cores) and
+    where to start. `progress(workers)` is told of each number of workers that is tried. Raises `DescriptionError` for
+    a target that cannot be read and for numbers out of range.
     """
     aim = Target.parse(target)
     described = topology if isinstance(topology, Topology) else load(topology)
@@ -180,85 +135,90 @@ def plan(
     for name, value in (("max_workers", max_workers), ("replications", replications)):
         if value < 1:
             raise DescriptionError(f"must be at least 1 (given: {value})", key=name, value=value)
-    if price_per_worker_hour < 0:
-        raise DescriptionError("must not be negative", key="price_per_worker_hour", value=price_per_worker_hour)
+    if not 0 <= price_per_worker_hour < math.inf:
+        raise DescriptionError(f"a price is a number from 0 on (given: {price_per_worker_hour})",
+                               key="price_per_worker_hour", value=price_per_worker_hour)  # fmt: skip
     arriving = workload if workload is not None else Workload.burst(int(users or 0))
-    search = _Search(described, arriving, aim, profile_of(profile), deployment or Deployment(), seed)
+    search = Search(described, arriving, aim, profile_of(profile), deployment or Deployment(), seed)
 
-    def evaluate(workers: int, slots: int | None, batch: int | None) -> Plan:
-        return _evaluated(search, workers, slots, batch, price_per_worker_hour, replications)
+    def evaluated(workers: int, choice: Choice) -> Evaluated:
+        return evaluate(search, workers, choice, price_per_worker_hour, replications)
 
-    for workers in _counts(search, max_workers, progress):
-        for slots, batch in search.might_meet(workers):
-            found = evaluate(workers, slots, batch)
-            if found.feasible:
-                return found
-    return _infeasible(search, max_workers, evaluate)
+    def draw() -> pd.DataFrame:
+        return frontier(search, max_workers, price_per_worker_hour, replications)
 
-
-def _counts(search: _Search, most: int, progress: Callable[[int], None] | None) -> Iterator[int]:
-    """Numbers of workers from the smallest that a noise-free run lets through, found by doubling and halving."""
-
-    def passes(workers: int) -> bool:
-        if progress:
-            progress(workers)
-        return next(search.might_meet(workers), None) is not None
-
-    low, high = 0, 1
-    while not passes(high):
-        if high == most:
-            return
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
-    # Meeting it once is not meeting it with the probability asked for: up to half as many workers again may be needed.
-    yield from range(high, min(most, high + max(2, high // 2)) + 1)
+    for workers in search.counts(max_workers, progress):
+        for choice in search.might_meet(workers):
+            found = evaluated(workers, choice)
+            if found.probability >= aim.probability:
+                return _plan(search, found, workers, "", draw)
+    choice, why = _nearest(search, max_workers)
+    found = evaluated(max_workers, choice)
+    if not why:
+        why = (
+            f"no deployment of up to {max_workers} workers meets this: the best tried gives "
+            f"{_mean_against_bound(aim, found)}, held up by {found.cell.bottlenecks[0]}"
+        )
+    return _plan(search, found, max_workers, why, draw)
 
 
-def _evaluated(
-    search: _Search, workers: int, slots: int | None, batch: int | None, price: float, replications: int
+def _plan(
+    search: Search, found: Evaluated, workers: int, why_not: str, draw_frontier: Callable[[], pd.DataFrame]
 ) -> Plan:
-    scenario, aim = search.scenario(workers, slots, batch), search.target
-    prediction = predict(
-        scenario.topology,
-        workload=search.workload,
-        deployment=scenario.deployment,
-        profile=search.profile,
-        replications=replications,
-        seed=search.seed,
-    )
-    cell = prediction.combinations[0]
-    values = [found[aim.measure] for found in cell.replications]
-    chance = chance_below(values, aim.bound_s, search.profile.residual)
-    mean = cell.measures[aim.measure]["mean"]
+    cell, aim = found.cell, search.target
+    tables = [outcome.attempts() for outcome in cell.outcomes]
     first, second = cell.bottlenecks[:2]
     return Plan(
-        feasible=chance >= aim.probability,
+        feasible=not why_not,
         workers=workers,
         concurrency=cell.settings["concurrency"],
         batch_size=cell.settings["batch_size"],
-        cost_per_hour=workers * scenario.deployment.hosts * price,
-        probability=chance,
-        headroom=1 - mean / aim.bound_s,
+        cost_per_hour=found.cost_per_hour,
+        probability=found.probability,
+        headroom=1 - found.time_s / aim.bound_s,
         bottleneck=first,
         next_bottleneck=second,
-        reason=f"{aim.metric} is {mean:.3g} s on average, {aim.bound_s:g} s are allowed",
+        reason=why_not or _mean_against_bound(aim, found),
         target=str(aim),
-        prediction=prediction,
+        cost_per_million_users=found.cost_per_million_users,
+        oldest_age_s=oldest_age(tables, search.profile.residual),
+        low_wait_s=low_wait_s(tables),
+        trigger=None if why_not else trigger_of(cell.scenario, workers, aim, tables[0]),
+        prediction=Prediction([cell]),
+        draw_frontier=draw_frontier,
     )
 
 
-def _infeasible(search: _Search, most: int, evaluate: Callable[[int, int | None, int | None], Plan]) -> Plan:
-    """The best that `most` workers can do, and why it is not enough."""
-    tried = [(*search.bound_s(search.scenario(most, *choice)), choice) for choice in search.choices()]
-    best_s, why, choice = min(tried, key=lambda one: one[0])
-    found = evaluate(most, *choice)
-    if best_s > search.target.bound_s and why == "the rate limit":
-        reason = f"no deployment meets this: the rate limit allows at best {best_s:.3g} s"
-    else:
-        reason = (
-            f"no deployment of up to {most} workers meets this: the best tried gives {found.reason}, "
-            f"held up by {found.bottleneck}"
+def _mean_against_bound(aim: Target, found: Evaluated) -> str:
+    return f"{aim.metric} is {found.time_s:.3g} s on average, {aim.bound_s:g} s are allowed"
+
+
+def _nearest(search: Search, most: int) -> tuple[Choice, str]:
+    """Of what `most` workers can do, the choice that comes nearest, and why none meets the target, if it is known."""
+    if offered := search.offered:
+        choice = min(search.choices(), key=lambda one: search.load(most, one))
+        if search.load(most, choice) < 1:
+            return choice, ""
+        hard, who = best_rate(search.scenario(most, choice)), "no deployment"
+        part, best = f"the {hard.why}", hard.users_per_s
+        if hard.users_per_s > offered:
+            full = saturated(search.scenario(most, choice))
+            who, part, best = f"{who} of up to {most} workers", f"the bottleneck ({full.bottleneck})", full.users_per_s
+        return choice, (
+            f"{who} meets this: {offered:.3g} users/s arrive, {part} allows at best {best:.3g}: "
+            "the backlog grows without end"
         )
-    return Plan(**{**vars(found), "feasible": False, "reason": reason})
+    tried = [(best_time(search.scenario(most, choice), search.target.share), choice) for choice in search.choices()]
+    best_limit, choice = min(tried, key=lambda one: one[0].best_s)
+    if best_limit.best_s <= search.target.bound_s:
+        return choice, ""
+    if best_limit.is_of_deployment:
+        who = f"no deployment of up to {most} workers"
+        return choice, f"{who} meets this: their {best_limit.why} allow at best {best_limit.best_s:.3g} s"
+    return choice, f"no deployment meets this: the {best_limit.why} allows at best {best_limit.best_s:.3g} s"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,25 +1,23 @@
-"""Measuring and predicting: `demo`, `measure`, `probe`, `calibrate`, `predict`, `compare`, `plan`."""
+"""Measuring and predicting: `demo`, `measure`, `probe`, `calibrate`, `predict`, `compare`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from saqkit.cli import options
 from saqkit.cli.interrupting import run
 from saqkit.cli.options import Amount, Count, Counts, Slots, SlotsOfQueues
-from saqkit.cli.output import Tell, bar, emit, number, table
+from saqkit.cli.output import bar, emit, number, table
 from saqkit.errors import UsageError
 
 if TYPE_CHECKING:
     from sim import Profile
 
-PLAN = ("feasible", "workers", "concurrency", "batch_size", "cost_per_hour", "probability", "headroom", "bottleneck",
-        "next_bottleneck", "reason")  # fmt: skip
 COMPARED = ("measured", "predicted", "lo", "hi", "error", "inside")
 
 
@@ -110,16 +108,19 @@ def measure(
 @click.command()
 @click.option("--seconds", type=Amount(), default=2.0, show_default=True, help="How long to measure, at least 0.5.")
 @click.option("--redis", metavar="URL", help="The broker whose round trips to measure (default: a private one).")
+@click.option("--queue/--no-queue", default=True, show_default=True, help="Also what the queue costs here (15 s).")
 @options.as_json
-def probe(seconds: float, redis: str | None, as_json: bool) -> None:
-    """Measure this host alone: cores, speed, timers, broker."""
-    from saqkit.probing_host import probe as take
+def probe(seconds: float, redis: str | None, queue: bool, as_json: bool) -> None:
+    """Measure this host alone: cores, speed, timers, broker, and what the queue costs on it."""
+    from saqkit.probing_queue import probe as take
 
-    found = run(take(redis, seconds=seconds)).to_dict()
+    found = run(take(redis, seconds=seconds, queue=queue)).to_dict()
     if as_json:
         emit(found)
-    else:
-        click.echo(table(["of this host", "value"], [[name, _cell(value)] for name, value in found.items()]))
+        return
+    inner = found.pop("queue") or {}
+    rows = [*found.items(), *((f"queue: {name}", value) for name, value in inner.items())]
+    click.echo(table(["of this host", "value"], [[name, _cell(value)] for name, value in rows]))
 
 
 @click.command()
@@ -156,9 +157,27 @@ def calibrate(runs: Sequence[str], out: str, as_json: bool) -> None:
 @click.option("--workers", type=Counts(), metavar="W,...", help="Worker processes (default 1).")
 @click.option("--concurrency", type=SlotsOfQueues(many=True), metavar="C,...", help="Slots: 5,10, or email=5,sync=2.")
 @click.option("--batch-size", type=Counts(), metavar="B,...", help="Users per batch (default: the topology's).")
+@click.option(
+    "--queue",
+    type=click.Choice(["saqkit", "stock"]),
+    default="saqkit",
+    show_default=True,
+    help="Whose queue and worker: ours, or stock SAQ's.",
+)
+@options.engine
 @options.files
 @options.profile
 @options.replications
+@click.option(
+    "--precision",
+    type=Amount(),
+    default=0.01,
+    show_default=True,
+    metavar="X",
+    help="Enough runs: half-width of the mean's interval over the mean.",
+)
+@click.option("--n-jobs", type=int, metavar="N", help="Combinations at once (default 1; -1: one per core).")
+@click.option("--yes", is_flag=True, help="Start a sweep of more than 10,000 combinations without asking.")
 @options.as_json
 def predict(
     topology: str,
@@ -166,12 +185,17 @@ def predict(
     workers: list[int] | None,
     concurrency: list[Slots] | None,
     batch_size: list[int] | None,
+    queue: Literal["saqkit", "stock"],
+    engine: Literal["auto", "simpy", "fast"],
     workload_file: str | None,
     deployment_file: str | None,
     assignments: Sequence[str],
     seed: int,
     profile: str,
     replications: int | None,
+    precision: float,
+    n_jobs: int | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Predict TOPOLOGY with 90 % intervals.
@@ -184,39 +208,66 @@ def predict(
     )  # fmt: skip
     import sim
 
-    known = _profile(profile)
-    found: list[dict[str, Any]] = []
+    known, stopped = _profile(profile), False
     with bar("predicting", as_json) as tell:
-        for workload in what.workloads:
-            before = len(found)
-            tell(before)
+        try:
             prediction = sim.predict(
-                what.topology, workload=workload, deployment=what.deployment, workers=workers, concurrency=concurrency,
-                batch_size=batch_size, profile=known, replications=replications, seed=seed,
-                progress=partial(_told, tell, before, len(what.workloads)),
+                what.topology, workload=what.workloads, deployment=what.deployment, workers=workers,
+                concurrency=concurrency, batch_size=batch_size, profile=known, replications=replications, seed=seed,
+                queue=queue, engine=engine, precision=precision, n_jobs=n_jobs, keep="summary", bottlenecks=True,
+                confirm=yes or _agreed, progress=tell,
             )  # fmt: skip
-            found += prediction.to_dicts()
+        except sim.Interrupted as interrupted:
+            prediction, stopped = interrupted.partial, True
+            click.echo(f"interrupted: {len(prediction):,} of {interrupted.of:,} combinations are done", err=True)
+    for note in prediction.warnings:
+        click.echo(f"warning: {note}", err=True)
+    if ": " in prediction.engine:
+        click.echo(f"note: simulated by {prediction.engine}", err=True)
+    found = prediction.to_dicts()
     if as_json:
         emit(found)
-        return
-    for note in _unknown(known, what.topology):
-        click.echo(note, err=True)
+    else:
+        _show(found)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _agreed(cost: str) -> bool:
+    """Whether who sits at the terminal wants to wait that long; nobody can be asked where the output is piped."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"predict: {cost} (--yes starts them, --n-jobs -1 shares them out, shorter lists save time)")
+    if not click.confirm(f"{cost}. Start?", err=True):
+        raise click.Abort
+    return True
+
+
+def _show(found: Sequence[Mapping[str, Any]]) -> None:
+    """A row per combination; of streams also whether they can be served, and how long users wait once it is steady."""
     columns = ["users", "workers", "slots", "batch", "makespan s", "90 % of runs", "users/s", "p95 s", "bottleneck"]
     click.echo(table(columns, [_row(cell) for cell in found]))
+    for n, cell in enumerate(found, start=1):
+        if "verdict" not in cell:
+            continue
+        click.echo(f"{f'row {n}: ' if len(found) > 1 else ''}{cell['verdict']}")
+        if steady := cell["steady"]:
+            shown = ", ".join(
+                f"{name} {number(_mean(steady[f'latency_{name}_s']))} s" for name in ("mean", "p50", "p95", "p99")
+            )
+            click.echo(f"  latency from {steady['from_s']:.0f} s to {steady['to_s']:.0f} s, once steady: {shown}")
 
 
-def _told(tell: Tell, before: int, workloads: int, done: int, of: int) -> None:
-    tell(before + done, of * workloads)
+def _mean(span: Mapping[str, float | None]) -> float:
+    return float("nan") if span["mean"] is None else span["mean"]
 
 
 def _row(cell: Mapping[str, Any]) -> list[Any]:
     span = cell["makespan_s"]
-    between = f"{number(span['lo'])} to {number(span['hi'])}"
+    between = "-" if span["mean"] is None else f"{number(span['lo'])} to {number(span['hi'])}"
     slots = cell["concurrency"]
     shown = slots if isinstance(slots, int) else ",".join(map(str, slots.values()))
-    numbers = [cell[name]["mean"] for name in ("throughput_users_per_s", "latency_p95_s")]
-    numbers = [float("nan") if value is None else value for value in numbers]
-    return [cell["users"], cell["workers"], shown, cell["batch_size"], span["mean"], between, *numbers,
+    numbers = [_mean(cell[name]) for name in ("throughput_users_per_s", "latency_p95_s")]
+    return [cell["users"], cell["workers"], shown, cell["batch_size"], _mean(span), between, *numbers,
             cell["bottleneck"]]  # fmt: skip
 
 
@@ -252,50 +303,6 @@ def compare(run: str, profile: str, replications: int | None, as_json: bool) -> 
     click.echo(table(["measure", "measured", "predicted", "90 % of runs", "error", "measured is"], rows))
 
 
-@click.command()
-@click.argument("topology")
-@click.option("--users", type=Count(), metavar="N", help="One burst of N users.")
-@click.option("--target", required=True, metavar="T", help="E.g. 'p95<=60s @ 0.9': drain, p50, p95, p99 or wait_p95.")
-@options.files
-@options.profile
-@click.option("--price", type=Amount(), default=0.0, metavar="X", help="Of a worker process per hour.")
-@click.option("--max-workers", type=Count(), default=64, show_default=True, help="The most worker processes per host.")
-@click.option("--replications", type=Count(), default=10, show_default=True, metavar="R", help="Simulated runs each.")
-@options.as_json
-def plan(
-    topology: str,
-    users: int | None,
-    target: str,
-    workload_file: str | None,
-    deployment_file: str | None,
-    assignments: Sequence[str],
-    seed: int,
-    profile: str,
-    price: float,
-    max_workers: int,
-    replications: int,
-    as_json: bool,
-) -> None:
-    """Find the smallest deployment that meets a target."""
-    what = options.described(
-        topology, assignments, users=None if users is None else [users], workload_file=workload_file,
-        deployment_file=deployment_file,
-    )  # fmt: skip
-    import sim
-
-    with bar("planning", as_json) as tell:
-        found = sim.plan(
-            what.topology, target=target, workload=what.workloads[0], profile=_profile(profile),
-            deployment=what.deployment, price_per_worker_hour=price, max_workers=max_workers,
-            replications=replications, seed=seed, progress=lambda workers: tell(0, 0, f"trying {workers} workers"),
-        )  # fmt: skip
-    values = found.to_dict()
-    if as_json:
-        emit({name: values[name] for name in PLAN})
-    else:
-        click.echo(table(["plan", found.target], [[name, _cell(values[name])] for name in PLAN]))
-
-
 def _cell(value: Any) -> str:
     return number(value) if isinstance(value, int | float) else str(value)
 
@@ -304,10 +311,3 @@ def _profile(name: str) -> Profile:
     import sim
 
     return sim.Profile.nominal() if name == "nominal" else sim.Profile.load(name)
-
-
-def _unknown(profile: Profile, topology: Any) -> list[str]:
-    names = profile.unknown(topology)
-    return (
-        [f"warning: the profile has no numbers for {', '.join(names)}: a similar job type's are used"] if names else []
-    )

@@ -6,11 +6,12 @@ import click
 
 import saqkit
 from saqkit.cli.announcing import announce
-from saqkit.cli.capacity import calibrate, compare, demo, measure, plan, predict, probe
+from saqkit.cli.capacity import calibrate, compare, demo, measure, predict, probe
 from saqkit.cli.dead_letters import dlq
 from saqkit.cli.describing import show, systems
 from saqkit.cli.operating import broker, health, stats, users
 from saqkit.cli.options import Commands
+from saqkit.cli.planning import plan, what_if
 from saqkit.cli.working import worker
 
 
@@ -23,6 +24,6 @@ def commands() -> None:
     """
 
 
-for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan,
+for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan, what_if,
                  worker, broker, users, announce, stats, health, dlq):  # fmt: skip
     commands.add_command(_command)

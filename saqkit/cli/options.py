@@ -172,6 +172,10 @@ assignments = click.option(
 seed = click.option("--seed", type=Count(0), default=0, show_default=True, help="Of arrivals, draws and jitter.")
 profile = click.option("--profile", required=True, metavar="P", help="What `saqkit calibrate` wrote, or `nominal`.")
 replications = click.option("--replications", type=Count(), metavar="R", help="Simulated runs (default: enough).")
+engine = click.option(
+    "--engine", type=OneOf(["auto", "simpy", "fast"]), default="auto", show_default=True,
+    help="Which simulates; both give the same result, the fast one sooner where it can.",
+)  # fmt: skip
 redis = click.option(
     "--redis", metavar="URL", help="The broker (default: $REDIS_URL, else the embedded one).", show_default=False
 )
@@ -180,7 +184,12 @@ topology = click.option(
     help="A shipped name or a TOML file; $SAQKIT_TOPOLOGY is the default if set.",
 )  # fmt: skip
 files = chain(
-    click.option("--workload", "workload_file", metavar="FILE", help="Arrivals and faults (TOML), instead of --users."),
+    click.option(
+        "--workload",
+        "workload_file",
+        metavar="FILE",
+        help="Arrivals and faults (TOML), or a trace (CSV), instead of --users.",
+    ),
     click.option("--deployment", "deployment_file", metavar="FILE", help="Hosts, cores, groups of workers (TOML)."),
     assignments,
     seed,
@@ -218,7 +227,7 @@ def described(
         raise UsageError(f"--batch-size: topology {topology.name} has no fan-out whose batches could have a size")
     deployment = Deployment.from_toml(deployment_file) if deployment_file else Deployment()
     if workload_file:
-        workloads = [Workload.from_toml(workload_file)]
+        workloads = [Workload.from_file(workload_file)]
     else:
         workloads = [Workload.burst(number) for number in users or ()]
     return Described(

@@ -79,6 +79,9 @@ def attempts_frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.
     """An attempts table from row dicts or from a dict of columns; missing columns get 0, "" or NaN."""
     frame = _typed(rows, {name: dtype for name, dtype in ATTEMPTS.items() if dtype != "category"})
     given = rows.get("outcome") if isinstance(rows, Mapping) else [row.get("outcome") for row in rows]
+    if isinstance(given, pd.Categorical) and list(given.categories) == list(OUTCOMES):
+        frame["outcome"] = given
+        return frame[list(ATTEMPTS)]
     outcomes = list(given) if given is not None else [None] * len(frame)
     if unknown := {outcome for outcome in outcomes if not pd.isna(outcome)}.difference(OUTCOMES):
         raise RunError(f'attempts: there is no outcome "{min(map(str, unknown))}" (known: {", ".join(OUTCOMES)})')
@@ -117,20 +120,22 @@ def weighted_quantiles(values: NDArray[np.float64], weights: NDArray[Any], q: Se
     return [float(x) for x in values[order][np.minimum(places, len(values) - 1)]]
 
 
-def measures(attempts: pd.DataFrame) -> dict[str, float]:
-    """The measures of one run, by their names in `MEASURES`.
+def measures(attempts: pd.DataFrame | Mapping[str, Any]) -> dict[str, float]:
+    """The measures of one run, by their names in `MEASURES`, from its attempts table or columns of such a table.
 
     wait = started - ready, over attempts; latency of a user = finish of the attempt that served them - creation of
     their event, percentiles over users; throughput = users done / makespan. Counts are whole numbers.
     """
-    served = attempts[attempts["users_done"] > 0]
-    latency = (served["finished_at"] - served["event_at"]).to_numpy(float)
-    users = served["users_done"].to_numpy(float)
-    wait = (attempts["started_at"] - attempts["ready_at"]).to_numpy(float)
+    names = ("event_at", "ready_at", "started_at", "finished_at")
+    of_time = {name: np.asarray(attempts[name], float) for name in names}
+    users = np.asarray(attempts["users_done"], float)
+    served, wait = users > 0, of_time["started_at"] - of_time["ready_at"]
+    latency, users = (of_time["finished_at"] - of_time["event_at"])[served], users[served]
     p50, p95, p99 = weighted_quantiles(latency, users, (0.5, 0.95, 0.99))
     w50, w95, w99 = weighted_quantiles(wait[~np.isnan(wait)], np.ones(int((~np.isnan(wait)).sum())), (0.5, 0.95, 0.99))
-    span, done = makespan_s(attempts), float(users.sum())
-    outcome = attempts["outcome"]
+    done = float(users.sum())
+    span = float(of_time["finished_at"].max() - of_time["event_at"].min()) if len(served) else 0.0
+    outcome = pd.Categorical(attempts["outcome"], categories=list(OUTCOMES))
     values = {
         "makespan_s": span,
         "throughput_users_per_s": done / span if span > 0 else float("nan"),
@@ -141,11 +146,11 @@ def measures(attempts: pd.DataFrame) -> dict[str, float]:
         "wait_p50_s": w50,
         "wait_p95_s": w95,
         "wait_p99_s": w99,
-        "attempts": len(attempts),
+        "attempts": len(served),
         "retries": int((outcome == "retry").sum()),
         "dead": int((outcome == "dead").sum()),
         "users_done": int(done),
-        "users_failed": int(attempts["users_failed"].sum()),
+        "users_failed": int(np.sum(attempts["users_failed"])),
     }
     return {name: values[name] for name in MEASURES}
 

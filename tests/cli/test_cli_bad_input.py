@@ -41,6 +41,7 @@ WRONG = {
     "set what is not there": (("show", "school-events", "--set", "deployment.workers=2"), "has no deployment"),
     "seed": ((*MEASURE, "--seed", "-1"), "--seed: -1 is too small"),
     "deployment file": ((*MEASURE, "--deployment", "nowhere.toml"), "nowhere.toml: cannot be read"),
+    "trace": (("measure", "school-events", "--workload", "no.csv"), "no.csv: cannot be read"),
     "several hosts": ((*MEASURE, "--set", "deployment.hosts=2"), "measure one host, predict several"),
     "out folder": ((*MEASURE, "--out", "nowhere/run.parquet"), "nowhere does not exist"),
     "out is a folder": ((*MEASURE, "--out", "."), "--out .: is a folder"),

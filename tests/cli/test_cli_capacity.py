@@ -75,7 +75,7 @@ def test_measure_on_a_given_broker_leaves_no_key(redis_url: str, tmp_path: Path)
 
 
 def test_probe_measures_this_host(redis_url: str) -> None:
-    found = answer("probe", "--seconds", "0.5", "--redis", redis_url)
+    found = answer("probe", "--seconds", "0.5", "--no-queue", "--redis", redis_url)
     assert found["cores"] >= 1
     assert found["cpu_scale"] > 0
     with redis.Redis.from_url(redis_url) as client:

@@ -1,4 +1,4 @@
-"""Pictures of predictions: bands of one run, the measured line over them, a sweep over sizes."""
+"""How a backlog drains: users done over time with the band of one run, measured over predicted, and over sizes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,20 @@ MARKERS = "os^Dv<>"
 
 def drain_band(combination: Combination, ax: Axes | None = None) -> Axes:
     """Users done over time: the mean of the replications, and the 90 % band of one run."""
-    ax = new_axes() if ax is None else ax
+    ax = new_axes(6) if ax is None else ax
     _band(ax, combination, users_done, BLUE, "predicted", _end(combination))
     ax.set(xlabel="seconds since the first event", ylabel="users done", xlim=(0, None), ylim=(0, None))
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.legend(loc="lower right", frameon=False)
+    return ax
+
+
+def drain_to_target(combination: Combination, bound_s: float, target: str, ax: Axes | None = None) -> Axes:
+    """`drain_band` with the target's time as a line."""
+    ax = drain_band(combination, ax)
+    ax.axvline(bound_s, color=GREEN, linestyle="--", label=f"target {target}")
+    ax.set_xlim(0, max(ax.get_xlim()[1], 1.05 * bound_s))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
     return ax
 
 

@@ -1,0 +1,1 @@
+"""What planning asks of the model: the search, hard limits, saturation, waits, cost against time, when to scale."""

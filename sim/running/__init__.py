@@ -1,0 +1,1 @@
+"""One prediction carried out: a scenario, its replications, and whole sweeps of them."""

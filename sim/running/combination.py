@@ -1,0 +1,156 @@
+"""One combination of settings, predicted: its measures with intervals, its bottleneck, and what a stream adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from saqkit.spec import trace
+from saqkit.spec.steady import Window
+from sim.analysis.stability import Backlog
+from sim.analysis.statistics import intervals
+from sim.engine.costs import PARTS
+from sim.engine.outcome import Outcome
+from sim.running.scenario import Scenario
+
+TIES = ("rate_limit", "cores", "loop", "broker", "database", "slots", "provider")
+"""Among parts whose relief helps alike, the one nearest to a hard limit is named first."""
+PLURAL = ("slots", "cores")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the replications of a stream of arrivals show beyond their measures.
+
+    `backlog` is how the queue fares that grows most, `window` the steady part and `replications` the measures there,
+    as of `saqkit.spec.steady`. `played` is false where the backlog grew, and the stream was too long to be played to
+    its end.
+    """
+
+    backlog: Backlog
+    window: Window | None
+    replications: tuple[Mapping[str, float], ...]
+    played: bool = True
+
+    @property
+    def stable(self) -> bool:
+        """Whether the backlog stays as it is."""
+        return not self.backlog.grows
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """One combination of settings: its replications' tables and measures, and for streams what is steady in them."""
+
+    settings: Mapping[str, Any]
+    scenario: Scenario
+    outcomes: tuple[Outcome, ...]
+    replications: tuple[Mapping[str, float], ...]
+    stream: Stream | None = None
+
+    @cached_property
+    def measures(self) -> dict[str, dict[str, float]]:
+        """Each measure as `{mean, lo, hi, mean_lo, mean_hi}`; NaN for a stream that was not played to its end."""
+        if self.stream and not self.stream.played:
+            return {name: intervals([]) for name in trace.MEASURES}
+        return self._intervals(self.replications)
+
+    @cached_property
+    def steady(self) -> dict[str, dict[str, float]] | None:
+        """`measures` over the users of a stream's steady part (`stream.window`); None where nothing is steady."""
+        if not self.stream or not self.stream.window or not self.stable:
+            return None
+        return self._intervals(self.stream.replications)
+
+    def _intervals(self, replications: tuple[Mapping[str, float], ...]) -> dict[str, dict[str, float]]:
+        residual = 0.0 if self.scenario.same_draw else self.scenario.profile.residual
+        return {
+            name: intervals([found[name] for found in replications], residual if name.endswith("_s") else 0.0)
+            for name in trace.MEASURES
+        }
+
+    @property
+    def stable(self) -> bool | None:
+        """Whether a stream's backlog stays as it is; None for what is no stream, and so comes to an end."""
+        return self.stream.stable if self.stream else None
+
+    @cached_property
+    def verdict(self) -> str:
+        """In words, whether a stream is more than the system can take; empty for what is no stream."""
+        if not self.stream:
+            return ""
+        if self.stable:
+            shares = {part: self.utilisation[part] for part in TIES if part != "provider"}
+            part = max(shares, key=lambda name: shares[name])
+            return f"stable: the backlog does not grow; the {_named(part)} {shares[part]:.0%} busy"
+        backlog, cut = self.stream.backlog, "" if self.stream.played else "; the stream was not played to its end"
+        return (
+            f"unstable: the backlog of {backlog.queue} grows by {backlog.jobs_per_s:.3g} jobs a second: "
+            f"the {_named(self.bottlenecks[0])} at {backlog.load:.0%}{cut}"
+        )
+
+    @cached_property
+    def utilisation(self) -> dict[str, float]:
+        """Share of each part's capacity that was used, mean over replications (see `Prediction`)."""
+        return {part: float(np.mean([o.utilisation[part] for o in self.outcomes])) for part in PARTS}
+
+    @cached_property
+    def reliefs(self) -> dict[str, float]:
+        """How much shorter (share of the makespan) the drain is with twice the capacity of each part.
+
+        Replication 0 is run again for each part; parts that are hardly used cannot help and are not tried.
+        """
+        base = self.replications[0]["makespan_s"]
+        gains = dict.fromkeys(PARTS, 0.0)
+        for part in PARTS:
+            if self.outcomes[0].utilisation[part] >= 0.02:
+                relieved = self.scenario.run(relieved=part).measures()["makespan_s"]
+                gains[part] = 1 - relieved / base if base else 0.0
+        return gains
+
+    @property
+    def bottlenecks(self) -> list[str]:
+        """The parts from the worst bottleneck on, by what relief gains (to 2 % of the makespan).
+
+        The gain of a provider without limits counts half: nobody queues there, so of the slots and the sends that fill
+        them the slots are named, unless more of them would hardly help. Where no relief gains a tenth, parts hold each
+        other up (as many saturated loops as cores): those that are over 80 % busy themselves come first.
+        """
+        busy, gains = self.outcomes[0].utilisation, dict(self.reliefs)
+        if not any(provider.guarded for provider in self.scenario.topology.providers.values()):
+            gains["provider"] /= 2
+        jointly = max(gains.values()) < 0.1
+
+        def rank(part: str) -> tuple[bool, float, bool, int]:
+            saturated = jointly and busy[part] > 0.8 and part not in ("slots", "provider")
+            return not saturated, -round(gains[part] / 0.02), busy[part] < 0.02, TIES.index(part)
+
+        return sorted(PARTS, key=rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings, measures, bottleneck and utilisation as plain JSON types (a percentile of nobody is null).
+
+        Of a stream also `stable`, `backlog_jobs_per_s`, `verdict`, and `steady`: the measures of its steady part with
+        `from_s`, `to_s`, `settled`, or null.
+        """
+        found = {**self.settings, **_plain(self.measures), "bottleneck": self.bottlenecks[0]}
+        found["utilisation"] = self.utilisation
+        if self.stream:
+            window, steady = self.stream.window, self.steady
+            found |= {"stable": self.stable, "backlog_jobs_per_s": self.stream.backlog.jobs_per_s}
+            found |= {"verdict": self.verdict, "steady": None}
+            if window and steady:
+                found["steady"] = {**window._asdict(), **_plain(steady)}
+        return found
+
+
+def _named(part: str) -> str:
+    return f"{part.replace('_', ' ')} {'are' if part in PLURAL else 'is'}"
+
+
+def _plain(measures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {name: {k: None if v != v else v for k, v in found.items()} for name, found in measures.items()}
