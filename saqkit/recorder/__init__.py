@@ -1,0 +1,1 @@
+"""`saqkit.record`: writes down what any SAQ application does, in a format that `saqkit.read_recording` reads."""
