@@ -9,24 +9,54 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sim.alternatives import WhatIf, what_if
     from sim.comparison import Comparison, compare
     from sim.fit.calibration import calibrate
     from sim.fit.profile import Profile
+    from sim.importing import read_attempts
+    from sim.inferring import Inferred, infer
+    from sim.judging import Accuracy, judge
     from sim.planning import Plan, plan
     from sim.prediction import Prediction, predict
+    from sim.running.sweeping import Interrupted
 
 _HOMES = {
+    "Accuracy": "sim.judging",
     "Comparison": "sim.comparison",
+    "Inferred": "sim.inferring",
+    "Interrupted": "sim.running.sweeping",
     "Plan": "sim.planning",
     "Prediction": "sim.prediction",
     "Profile": "sim.fit.profile",
+    "WhatIf": "sim.alternatives",
     "calibrate": "sim.fit.calibration",
     "compare": "sim.comparison",
+    "infer": "sim.inferring",
+    "judge": "sim.judging",
     "plan": "sim.planning",
     "predict": "sim.prediction",
+    "read_attempts": "sim.importing",
+    "what_if": "sim.alternatives",
 }
 
-__all__ = ["Comparison", "Plan", "Prediction", "Profile", "calibrate", "compare", "plan", "predict"]
+__all__ = [
+    "Accuracy",
+    "Comparison",
+    "Inferred",
+    "Interrupted",
+    "Plan",
+    "Prediction",
+    "Profile",
+    "WhatIf",
+    "calibrate",
+    "compare",
+    "infer",
+    "judge",
+    "plan",
+    "predict",
+    "read_attempts",
+    "what_if",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 from simulated_run import PROBE, lab, simulated_run
 
 import sim
-from saqkit.errors import ProfileError
+from saqkit.errors import ProfileError, UsageError
 from saqkit.spec import trace
+from saqkit.spec.distributions import Lognormal
 from saqkit.spec.runs import Run
 from sim.fit.profile import Estimate
 from sim.fit.regression import fit, middle
+from sim.pictures import provider_fit
 
 
 def truth(**host: float) -> sim.Profile:
@@ -69,26 +72,55 @@ def test_the_announcement_and_the_wake_up_are_read_off_the_first_job() -> None:
     assert profile.host.wake_s.value == pytest.approx(0.004, rel=0.2)
 
 
-def test_a_smtp_provider_is_fitted_from_its_sends() -> None:
+def with_sends(took_s: Sequence[float]) -> Run:
+    """A run whose provider is a real server, with these sends to it sampled."""
     run = small_run()
     data = run.topology.to_dict()
     data["providers"]["email"] |= {"kind": "smtp", "url": "smtp://127.0.0.1:2525"}
     sends = trace.steps_frame(
         {
-            "job": ["notify-1-1"] * 100,
-            "attempt": [1] * 100,
-            "user": list(range(1, 101)),
-            "step": ["provider"] * 100,
-            "waited_s": [0.0] * 100,
-            "took_s": list(np.linspace(0.01, 0.03, 100)),
+            "job": ["notify-1-1"] * len(took_s),
+            "attempt": [1] * len(took_s),
+            "user": list(range(1, len(took_s) + 1)),
+            "step": ["provider"] * len(took_s),
+            "waited_s": [0.0] * len(took_s),
+            "took_s": list(took_s),
         }
     )
-    measured = replace(run, topology=type(run.topology).parse(data), steps=sends)
+    return replace(run, topology=type(run.topology).parse(data), steps=sends)
+
+
+def test_a_smtp_provider_is_fitted_from_its_sends() -> None:
+    measured = with_sends(np.linspace(0.01, 0.03, 100).tolist())
     provider = sim.calibrate(measured).providers["email"]
     assert provider.samples == 100
     assert provider.latency.mean_s == pytest.approx(0.02, rel=0.01)
     with pytest.raises(ProfileError, match="10 sends"):
-        sim.calibrate(replace(measured, steps=sends[:10]))
+        sim.calibrate(replace(measured, steps=measured.steps[:10]))
+
+
+def test_of_several_families_the_one_that_fits_is_taken_and_the_profile_says_why() -> None:
+    real = Lognormal(mean_s=0.05, cv=1.0)
+    run = with_sends(real.quantiles((np.arange(500) + 0.5) / 500).tolist())
+    profile = sim.calibrate(run)
+    found = profile.providers["email"].latency
+    assert isinstance(found, Lognormal)
+    assert found.mean_s == pytest.approx(0.05, rel=0.05)
+    assert any(note.startswith("provider email: lognormal: least AIC") for note in profile.diagnostics)
+    picture = provider_fit(run, profile, "email")
+    sampled, fitted = picture.get_lines()
+    assert len(sampled.get_xdata()) == 500
+    assert fitted.get_label() == "fitted: lognormal"
+    with pytest.raises(UsageError, match="sms"):
+        provider_fit(run, profile, "sms")
+
+
+def test_sends_that_waited_for_their_loops_say_nothing_of_a_provider() -> None:
+    run = with_sends([0.02] * 100)
+    span_s = trace.makespan_s(run.attempts)
+    busy = replace(run, workers=tuple({**worker, "cpu_s": 0.9 * span_s} for worker in run.workers))
+    with pytest.raises(ProfileError, match="event loops were busy for 90%"):
+        sim.calibrate(busy)
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:

@@ -14,10 +14,19 @@ import pandas as pd
 
 from saqkit.errors import ProfileError
 from saqkit.spec import trace
-from saqkit.spec.distributions import Empirical
 from saqkit.spec.runs import Run
+from sim.fit.families import FEWEST, fit_times
+from sim.fit.matching import matched
 from sim.fit.observations import Observed, fingerprint, tick_phase_s
-from sim.fit.profile import Estimate, HostProfile, Profile, ProviderProfile, TypeProfile, nominal_type
+from sim.fit.profile import (
+    Estimate,
+    HostProfile,
+    Profile,
+    ProviderProfile,
+    TypeProfile,
+    nominal_type,
+    yardstick_of,
+)
 from sim.fit.regression import CERTAINTY, fit, middle
 from sim.prediction import Scenario
 
@@ -29,6 +38,7 @@ USER_TASK_S, USER_LOOP_S, HOT = 2e-5, 3e-5, 0.2  # per user, in the job's own ta
 COLD_TASK_S, COLD_LOOP_S = 1e-4, 1.5e-4  # per wake of a sleeping loop
 LOOP_JOB_S = 3e-4  # per job, outside its task
 WAKES = 3  # of an attempt besides those of its users: its start and its database steps
+BUSY = 0.7  # of the time; a loop that computes longer keeps those waiting who come back to it
 IDLE_CPU = 0.02  # per second and process, whatever happens
 
 
@@ -49,7 +59,7 @@ def calibrate(runs: Run | str | Path | Sequence[Run | str | Path]) -> Profile:
         )
     profile = _fitted(seen)
     # How often loops wake depends on what they cost: once more, with what was found.
-    profile = _fitted([replace(one, believed=profile) for one in seen])
+    profile = matched(_fitted([replace(one, believed=profile) for one in seen]), seen)
     errors = [_own_error(one.run, profile) for one in seen]
     notes = [
         f"{one.run.name}: makespan {error:+.1%} of the measured one, with its own draws"
@@ -82,7 +92,7 @@ def _fitted(seen: Sequence[Observed]) -> Profile:
         fitted_on=datetime.now(UTC).date().isoformat(),
         host=host,
         job_types=types,
-        providers=_providers(seen),
+        providers=_providers(seen, notes),
         residual=FLOOR,
         runs=tuple(fingerprint(one.run) for one in seen),
         versions=_versions(seen),
@@ -99,19 +109,22 @@ def _type(
     for one in seen:
         if name in one.run.topology.job_types:
             rows = one.attempts_of(name)
-            frames.append(rows.assign(served=_users_found(rows, one) if fan_out else rows["users"]))
+            frames.append(_found(rows, one, name) if fan_out else rows.assign(served=rows["users"]))
             work.append(one.described_cpu_s(name, frames[-1]["served"].to_numpy(float)))
             slow.append(np.full(len(rows), one.slowdown))
             woken.append(one.wakes_per_step * (WAKES + (0.0 if fan_out else 1.0) * frames[-1]["served"]))
     rows, factor = pd.concat(frames), np.concatenate(slow)
     users, described = rows["served"].to_numpy(float), np.concatenate(work)
-    user_s = usual.user_cpu_s.value if fan_out else USER_TASK_S
-    per_job, per_user, cold, scale = fit(
-        [factor, factor * users, factor * np.concatenate(woken), factor * described],
-        rows["cpu_s"],
-        [usual.job_cpu_s.value * probed, user_s * probed, COLD_TASK_S * probed, probed],
-        [1.0, 1.0 if fan_out else HOT, HOT if fan_out else 1.0, 0.1],
-    )
+    scaled = [usual.job_cpu_s.value * probed, COLD_TASK_S * probed, probed]
+    columns = [factor, factor * np.concatenate(woken), factor * described]
+    doubts = [1.0, HOT if fan_out else 1.0, 0.1]
+    if fan_out:
+        columns += [factor * users, factor * rows["pages"].to_numpy(float), factor * rows["batches"].to_numpy(float)]
+        scaled += [n.value * probed for n in (usual.user_cpu_s, usual.page_cpu_s, usual.batch_cpu_s)]
+        doubts += [1.0, 1.0, 1.0]
+    else:
+        columns, scaled, doubts = [*columns, factor * users], [*scaled, USER_TASK_S * probed], [*doubts, HOT]
+    per_job, cold, scale, per_user, *paged = fit(columns, rows["cpu_s"], scaled, doubts)
     if fan_out:
         cold = cold.model_copy(update={"samples": 0})  # too few wakes to learn from
     if not described.sum():
@@ -146,6 +159,7 @@ def _type(
             fan_out=fan_out,
             job_cpu_s=per_job,
             user_cpu_s=per_user,
+            **dict(zip(("page_cpu_s", "batch_cpu_s"), paged, strict=False)),
             open_s=opened[0],
             open_user_s=opened[1],
             flush_s=flush[0],
@@ -158,10 +172,17 @@ def _type(
     )
 
 
-def _users_found(rows: pd.DataFrame, one: Observed) -> pd.Series[float]:
-    """Users that each fan-out attempt found: those of its event's batches."""
-    children = one.run.attempts[one.run.attempts["attempt"] == 1].groupby("parent")["users"].sum()
-    return rows["job"].map(children).fillna(0.0).astype(float)
+def _found(rows: pd.DataFrame, one: Observed, name: str) -> pd.DataFrame:
+    """Fan-out attempts with the users whom each found (`served`), and its `batches` and `pages`."""
+    fan_out = one.run.topology.job_types[name].fan_out
+    assert fan_out is not None
+    children = one.run.attempts[one.run.attempts["attempt"] == 1].groupby("parent")["users"].agg(["sum", "size"])
+    found = rows.assign(
+        served=rows["job"].map(children["sum"]).fillna(0.0).astype(float),
+        batches=rows["job"].map(children["size"]).fillna(0.0).astype(float),
+    )
+    size = max(1, fan_out.page_size // fan_out.batch_size) * fan_out.batch_size
+    return found.assign(pages=1.0 + found["served"] // size)
 
 
 def _database(
@@ -181,9 +202,9 @@ def _database(
 
 def _loop(seen: Sequence[Observed], notes: list[str]) -> tuple[Estimate, Estimate, Estimate]:
     """CPU of a process outside its jobs' tasks: per job, per user, and per wake of a sleeping loop."""
-    usable = [one for one in seen if one.processes_cpu_s == one.processes_cpu_s]
+    usable = [one for one in seen if one.loops_cpu_s == one.loops_cpu_s]
     scale = float(np.median([one.probe.cpu_scale for one in seen]))
-    other = [max(0.0, one.processes_cpu_s - float(one.run.attempts["cpu_s"].sum())) / one.slowdown for one in usable]
+    other = [max(0.0, one.loops_cpu_s - float(one.run.attempts["cpu_s"].sum())) / one.slowdown for one in usable]
     jobs = [len(one.run.attempts) for one in usable]
     users = [float(one.run.attempts["users"].sum()) for one in usable]
     wakes = [float(one.wakes) for one in usable]
@@ -221,7 +242,7 @@ def _host(seen: Sequence[Observed], scale: Estimate, queue: Estimate, cold: Esti
         found = middle(late - probe.timer_resolution_s / 2)
         if found.value < 5 * max(overshoot.value, probe.timer_resolution_s):
             overshoot = found
-    wakes = np.concatenate([one.wakes_s() for one in seen]) - (client.value + broker.value + wire.value / 2)
+    wakes = np.concatenate([one.wakes_s() for one in seen]) - broker.value
     announcing = np.concatenate([one.announcing_s() for one in seen]) - (broker.value + wire.value / 2)
     enqueueing = np.concatenate([one.enqueueing_s() for one in seen])
     restarts = [x for one in seen for x in one.restarts_s()]
@@ -244,6 +265,7 @@ def _host(seen: Sequence[Observed], scale: Estimate, queue: Estimate, cold: Esti
         enqueue_s=_shrunk(enqueueing, usual.enqueue_s.value),
         restart_s=_shrunk(np.asarray(restarts), usual.restart_s.value),
         spread=float(np.median([one.probe.spread for one in calm])),
+        yardstick=float(np.median([yardstick_of(one.run) for one in seen])),
     )
 
 
@@ -252,16 +274,30 @@ def _shrunk(sample: np.ndarray[tuple[int], np.dtype[np.float64]], usual: float) 
     return middle(sample) if len(sample) else Estimate(value=usual, error=usual / 3)
 
 
-def _providers(seen: Sequence[Observed]) -> dict[str, ProviderProfile]:
-    """Providers that are not simulated: their measured latencies and failure shares."""
+def _providers(seen: Sequence[Observed], notes: list[str]) -> dict[str, ProviderProfile]:
+    """Providers that are not simulated: their measured latencies and failure shares.
+
+    A send that comes back to a busy loop waits for it, so that only runs whose loops had time tell how long sends take.
+    """
     found: dict[str, ProviderProfile] = {}
     for name in {name: None for one in seen for name in one.run.topology.providers}:
         using = [one for one in seen if name in one.run.topology.providers]
         if using[-1].run.topology.providers[name].kind == "simulated":
             continue
-        took = pd.concat([one.provider_steps(name) for one in using])["took_s"].to_numpy(float)
-        if len(took) < 20:
-            raise ProfileError(f'{len(took)} sends to provider "{name}" were sampled: at least 20 are needed to fit it')
+        calm = [one for one in using if not one.loops_busy > BUSY]
+        if not calm:
+            least = min(one.loops_busy for one in using)
+            raise ProfileError(
+                f'provider "{name}" cannot be fitted: event loops were busy for {least:.0%} of the time or more, and '
+                "sends waited for them; measure with fewer slots, or with less CPU per user"
+            )
+        took = pd.concat([one.provider_steps(name) for one in calm])["took_s"].to_numpy(float)
+        if len(took) < FEWEST:
+            raise ProfileError(
+                f'{len(took)} sends to provider "{name}" were sampled: at least {FEWEST} are needed to fit it'
+            )
+        fitted = fit_times(took)
+        notes.append(f"provider {name}: {fitted.why}; {fitted.samples} sends")
         sends = done = refused = 0.0
         for one in using:
             types = [t for t, job in one.run.topology.job_types.items() if job.per_user.provider == name]
@@ -271,7 +307,7 @@ def _providers(seen: Sequence[Observed]) -> dict[str, ProviderProfile]:
             done += float(rows["users_done"].sum())
             refused += float(rows["users_failed"].sum())
         found[name] = ProviderProfile(
-            latency=Empirical(values_s=[float(x) for x in np.quantile(took, np.linspace(0, 1, min(len(took), 201)))]),
+            latency=fitted.distribution,
             temporary_share=max(0.0, 1 - (done + refused) / sends) if sends else 0.0,
             permanent_share=refused / sends if sends else 0.0,
             samples=len(took),

@@ -70,13 +70,25 @@ class Observed:
         return float(sum(x for x in found if x is not None)) if found and None not in found else float("nan")
 
     @cached_property
+    def loops_cpu_s(self) -> float:
+        """CPU of the event loops alone, without the threads of the database; of the processes if it is not known."""
+        found = [worker.get("loop_cpu_s") for worker in self.run.workers]
+        known = [float(x) for x in found if x is not None]
+        return sum(known) if known and len(known) == len(found) else self.processes_cpu_s
+
+    @property
+    def loops_busy(self) -> float:
+        """The share of the run for which the processes computed, NaN if it was not recorded."""
+        return self.loops_cpu_s / (self.span_s * max(1, len(self.run.workers)))
+
+    @cached_property
     def processes_s(self) -> float:
         """Seconds for which the worker processes were up, from ready to drained, all together."""
         return sum(self.span_s + max(0.0, -float(worker.get("ready_at") or 0.0)) for worker in self.run.workers)
 
     @cached_property
-    def wakes(self) -> int:
-        """How often the loops woke from sleep, as a simulation of the run with its own draws counts it."""
+    def wakes(self) -> float:
+        """How often loops woke from sleep, by how cold each was, as a simulation with the run's own draws counts."""
         run = self.run
         scenario = Scenario(run.topology, run.deployment, run.workload, self.believed, run.seed, same_draw=True)
         return scenario.run().wakes
@@ -111,7 +123,6 @@ class Observed:
         """
         steps = self.run.steps
         steps = steps[(steps["step"] == "database") & (steps["user"] == 0)].copy()
-        steps["took_s"] = steps["took_s"] - steps["waited_s"].fillna(0.0).clip(lower=0.0)
         groups = steps.groupby(["job", "attempt"], sort=False)
         steps["place"] = groups.cumcount()
         steps["back"] = groups.cumcount(ascending=False)
@@ -137,8 +148,7 @@ class Observed:
 
     def timer_lateness_s(self) -> NDArray[np.float64]:
         """How late sends came back, beyond their drawn latency; empty if loops were too busy to show the timer."""
-        busy = self.processes_cpu_s / (self.span_s * max(1, len(self.run.workers)))
-        if busy > 0.3:
+        if self.loops_busy > 0.3:
             return np.empty(0)
         late = [s["took_s"] - s["drawn_s"] for s in map(self.provider_steps, self.run.topology.providers)]
         joined = np.concatenate([x.to_numpy(float) for x in late]) if late else np.empty(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import log1p, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -18,6 +19,8 @@ from sim.engine.costs import Costs, ProviderCosts, TypeCosts
 if TYPE_CHECKING:
     from numpy.random import Generator
 
+    from saqkit.spec.runs import Run
+
 FORMAT = 1
 CPU_TIMES = (
     "cpu_scale",
@@ -28,6 +31,7 @@ CPU_TIMES = (
     "queue_cpu_s",
     "enqueue_s",
 )
+TYPE_CPU_TIMES = ("job_cpu_s", "user_cpu_s", "page_cpu_s", "batch_cpu_s")
 OTHER_TIMES = ("timer_overshoot_s", "broker_wire_s", "wake_s", "announce_s", "restart_s")
 WIDEST = 0.5  # relative error beyond which a number is no guess any more
 SPEED = 0.09  # a run whose host is 15 % off its speed is marked as disturbed: 1.645 standard deviations
@@ -79,17 +83,23 @@ class HostProfile(Part):
     enqueue_s: Estimate
     restart_s: Estimate
     spread: NonNegativeFloat = Field(description="relative spread of the probe's repeats of one piece of work")
+    yardstick: NonNegativeFloat = Field(
+        default=0.0, description="the scale that probes and yardsticks saw beside the runs (0: cpu_scale)"
+    )
 
 
 class TypeProfile(Part):
     """One job type: CPU per job and per user beyond the described work, and its database steps. Seconds.
 
-    A batch opens with one transaction and ends with one flush; a fan-out reads pages and stores its cursor by a flush.
+    A batch opens with one transaction and ends with one flush; a fan-out reads pages, enqueues batches, and stores its
+    cursor by a flush. See `sim.engine.costs.TypeCosts`.
     """
 
     fan_out: bool
     job_cpu_s: Estimate
     user_cpu_s: Estimate
+    page_cpu_s: Estimate = Estimate(value=0.0)
+    batch_cpu_s: Estimate = Estimate(value=0.0)
     open_s: Estimate
     open_user_s: Estimate
     flush_s: Estimate
@@ -205,6 +215,23 @@ class Profile(Part):
             **other,
         )
 
+    def speed_of(self, run: Run) -> float:
+        """How much longer CPU work took on the host of `run`, by its probe and yardsticks, than on this profile's."""
+        seen = yardstick_of(run)
+        return seen / (self.host.yardstick or self.host.cpu_scale.value) if seen == seen else 1.0
+
+    def at(self, speed: float) -> Profile:
+        """The same host while its CPU work takes `speed` times as long."""
+
+        def scaled(part: HostProfile | TypeProfile, names: Sequence[str]) -> dict[str, Estimate]:
+            found = {name: getattr(part, name) for name in names}
+            return {name: Estimate(**{**vars(e), "value": speed * e.value}) for name, e in found.items()}
+
+        types = {name: kind.model_copy(update=scaled(kind, TYPE_CPU_TIMES)) for name, kind in self.job_types.items()}
+        return self.model_copy(
+            update={"host": self.host.model_copy(update=scaled(self.host, CPU_TIMES)), "job_types": types}
+        )
+
     def unknown(self, topology: Topology) -> list[str]:
         """Job types of `topology` that this profile has no numbers for; those of a similar type are used."""
         return sorted(set(topology.job_types) - set(self.job_types))
@@ -246,12 +273,22 @@ class Profile(Part):
         return f"<p><code>{html.escape(repr(self))}</code></p><ul>{notes}</ul>{shown}"
 
 
+def yardstick_of(run: Run) -> float:
+    """Seconds per nominal second of work beside `run`: its probe, and the yardsticks before and after; NaN without."""
+    alone = float(run.probe.get("cpu_scale", float("nan")))
+    before = float(run.facts.get("yardstick", alone))
+    after = before * (1 + float(run.facts.get("yardstick_drift", 0.0)))
+    return 0.5 * alone + 0.25 * before + 0.25 * after
+
+
 def nominal_type(fan_out: bool) -> TypeProfile:
     """What a job type is taken to cost where nothing was measured."""
     return TypeProfile(
         fan_out=fan_out,
         job_cpu_s=Estimate(value=2e-4),
-        user_cpu_s=Estimate(value=5e-6 if fan_out else 5e-5),
+        user_cpu_s=Estimate(value=1e-6 if fan_out else 5e-5),
+        page_cpu_s=Estimate(value=8e-4 if fan_out else 0.0),
+        batch_cpu_s=Estimate(value=6e-5 if fan_out else 0.0),
         open_s=Estimate(value=1.5e-3),
         open_user_s=Estimate(value=1.5e-5),
         flush_s=Estimate(value=1.5e-3),
@@ -263,6 +300,6 @@ def nominal_type(fan_out: bool) -> TypeProfile:
 
 def _type_costs(profile: TypeProfile, speed: float, noise: Generator | None) -> TypeCosts:
     values = {name: value.draw(noise) for name, value in profile if isinstance(value, Estimate)}
-    for name in ("job_cpu_s", "user_cpu_s"):
+    for name in TYPE_CPU_TIMES:
         values[name] *= speed
     return TypeCosts(**values)

@@ -1,0 +1,257 @@
+"""`sim.judge`: predictions beside a recorded grid of measured runs that calibration never saw, class by class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, PositiveInt, model_validator
+
+from saqkit.errors import RunError
+from saqkit.spec import trace
+from saqkit.spec.base import Part
+from saqkit.spec.deployment import Deployment
+from saqkit.spec.overriding import override
+from saqkit.spec.runs import Run
+from saqkit.spec.topology import Topology, load
+from saqkit.spec.workload import KillWorker, ProviderOutage, Workload
+from sim.fit.observations import tick_phase_s
+from sim.fit.profile import Profile
+from sim.prediction import Scenario, predict, profile_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Kind = Literal["io", "loop", "core", "limiter", "retries", "priorities", "stream", "fault"]
+KINDS: tuple[Kind, ...] = ("io", "loop", "core", "limiter", "retries", "priorities", "stream", "fault")
+DRAIN = ("makespan_s", "throughput_users_per_s")
+LATENCY = ("latency_p50_s", "latency_p95_s", "latency_p99_s")
+MEASURES: Mapping[Kind, tuple[str, ...]] = {
+    "io": DRAIN + LATENCY,
+    "loop": DRAIN + LATENCY,
+    "core": DRAIN + LATENCY,
+    "limiter": DRAIN + LATENCY,
+    "retries": ("makespan_s", "latency_p95_s"),
+    "priorities": DRAIN + LATENCY,
+    "stream": ("latency_mean_s", "latency_p95_s", "latency_p99_s"),
+    "fault": ("recovery_s", "makespan_s"),
+}
+"""What is judged in each class: of a stream not the makespan, which its arrivals decide."""
+
+
+class Cell(Part):
+    """One configuration of a grid: what is run (`topology`, `set`, `batch_size`), where, and how often.
+
+    `topology` is a shipped name, or the path of a TOML file from the folder that the grid's own folder is in.
+    """
+
+    name: str
+    kind: Kind
+    topology: str
+    set: dict[str, Any] = Field(default={})
+    batch_size: PositiveInt | None = None
+    deployment: Deployment = Deployment()
+    workload: Workload
+    seed: int = 0
+    repeats: PositiveInt = 3
+
+    def described(self, data: Path) -> Topology:
+        """The topology with everything that this cell changes."""
+        given = data / self.topology if self.topology.endswith(".toml") else self.topology
+        topology = override(load(given), self.set)
+        return topology if self.batch_size is None else topology.with_batch_size(self.batch_size)
+
+
+class Grid(Part):
+    """The configurations of a grid; each name once."""
+
+    cells: tuple[Cell, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Grid:
+        names = [cell.name for cell in self.cells]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f'two cells are called "{twice[0]}"')
+        return self
+
+    @classmethod
+    def read(cls, folder: Path) -> Grid:
+        """The `cells.json` of a grid's folder; `RunError` or `DescriptionError` if there is none or it is wrong."""
+        path = folder / "cells.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read as the cells of a grid: {error}") from error
+        return cls.parse(data, str(path))
+
+
+def runs_of(folder: Path, cell: Cell) -> list[Run]:
+    """The recorded runs of a cell, in the order of their repeats."""
+    return [Run.load(path) for path in sorted((folder / "runs").glob(f"{cell.name}.*.parquet"))]
+
+
+def recovery_s(attempts: pd.DataFrame, workload: Workload) -> float:
+    """How long the workload's first fault was felt, in seconds; NaN if it hit nobody.
+
+    From a kill to the last finish of the jobs that were lost in it, and from the end of an outage to the last finish of
+    the jobs that failed in it.
+    """
+    fault = next((one for one in workload.faults if isinstance(one, KillWorker | ProviderOutage)), None)
+    if isinstance(fault, KillWorker):
+        since, struck = fault.at_s, attempts["outcome"] == "lost"
+    elif isinstance(fault, ProviderOutage):
+        since = fault.at_s + fault.duration_s
+        struck = (attempts["outcome"] == "retry") & attempts["finished_at"].between(fault.at_s, since)
+    else:
+        return float("nan")
+    jobs = set(attempts.loc[struck, "job"])
+    ended = attempts.loc[attempts["job"].isin(jobs), "finished_at"]
+    return max(0.0, float(ended.max()) - since) if len(ended) else float("nan")
+
+
+def judged(attempts: pd.DataFrame, workload: Workload) -> dict[str, float]:
+    """All measures that a grid judges, of one run, real or simulated."""
+    return trace.measures(attempts) | {"recovery_s": recovery_s(attempts, workload)}
+
+
+@dataclass(frozen=True, eq=False)
+class Accuracy:
+    """How far predictions were off: `table` has a row per cell and measure.
+
+    `measured` is the median of the undisturbed repeats (of all if none is), `spread` their (max - min) / median,
+    `predicted` the mean of replications that know nothing of the runs, with `lo`, `hi` (90 % of single runs) and
+    `inside`, the share of runs there; `error` = predicted / measured - 1. `yardstick_error`: the same on a host of the
+    speed that the probe beside the runs saw. `same_draw_error`: the median error of simulations that were given each
+    run's own draws and that speed, so that what is left is mechanism.
+    """
+
+    table: pd.DataFrame
+
+    def summary(self) -> pd.DataFrame:
+        """Mean and worst absolute error by class and column; counts of cells, values, and the share inside."""
+        return self._by(["kind"])
+
+    def by_measure(self) -> pd.DataFrame:
+        """The same by class and measure."""
+        return self._by(["kind", "measure"])
+
+    def _by(self, names: list[str]) -> pd.DataFrame:
+        rows = []
+        for key, part in self.table.groupby(names, sort=False, observed=True):
+            row: dict[str, Any] = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
+            row |= {"cells": part["cell"].nunique(), "inside": part["inside"].mean(), "spread": part["spread"].median()}
+            for column in ("error", "yardstick_error", "same_draw_error"):
+                size = part[column].abs()
+                row |= {f"{column} mean": size.mean(), f"{column} worst": size.max()}
+            rows.append(row)
+        return pd.DataFrame(rows).set_index(names)
+
+    def plot(self, column: str = "error", ax: Axes | None = None) -> Axes:
+        """Every error as a point, class by class; returns the Axes."""
+        from saqkit.spec.pictures import BLUE, GREY, ORANGE, new_axes
+
+        ax = new_axes() if ax is None else ax
+        kinds = [kind for kind in KINDS if kind in set(self.table["kind"])]
+        for place, kind in enumerate(kinds):
+            errors = 100 * self.table.loc[self.table["kind"] == kind, column].to_numpy(float)
+            sideways = place + np.linspace(-0.25, 0.25, len(errors)) if len(errors) > 1 else np.array([float(place)])
+            ax.plot(sideways, errors, "o", color=BLUE, markersize=4, alpha=0.6)
+            ax.plot([place - 0.3, place + 0.3], [np.mean(errors)] * 2, color=ORANGE, linewidth=2)
+        ax.axhline(0, color=GREY, linewidth=1)
+        ax.set(ylabel="(predicted - measured) / measured, %", xlabel="class of configurations")
+        ax.set_xticks(range(len(kinds)), kinds)
+        return ax
+
+    def __repr__(self) -> str:
+        cells, values = self.table["cell"].nunique(), len(self.table)
+        return f"Accuracy({cells} configurations, {values} values, mean error {self.table['error'].abs().mean():.1%})"
+
+    def _repr_html_(self) -> str:
+        return f"<p><code>{self!r}</code></p>" + self.summary().to_html(float_format="{:.3f}".format)
+
+
+def judge(
+    folder: str | Path,
+    profile: Profile | str | Path | None = None,
+    *,
+    replications: int | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Accuracy:
+    """Judge `profile` (default: the grid's own `profile.json`) on the recorded runs of a grid.
+
+    A grid is a folder with `cells.json`, `runs/CELL.N.parquet` and `profile.json`. Raises `RunError` for a folder that
+    is none.
+    """
+    place = Path(folder)
+    known = profile_of(place / "profile.json" if profile is None else profile)
+    cells = [cell for cell in Grid.read(place).cells if cell.kind in kinds]
+    rows: list[dict[str, Any]] = []
+    for n, cell in enumerate(cells):
+        if runs := runs_of(place, cell):
+            rows += _rows(cell, runs, known, replications, place)
+        if progress:
+            progress(n + 1, len(cells))
+    if not rows:
+        raise RunError(f"{place}: no recorded run of any cell (runs/CELL.N.parquet)")
+    return Accuracy(pd.DataFrame(rows))
+
+
+def _rows(
+    cell: Cell, runs: Sequence[Run], profile: Profile, replications: int | None, folder: Path
+) -> Iterator[dict[str, Any]]:
+    calm = [run for run in runs if not run.disturbed] or list(runs)
+    found = [judged(run.attempts, run.workload) for run in calm]
+    plain = expected(cell, profile, replications, folder.parent)
+    speed = float(np.median([profile.speed_of(run) for run in calm]))
+    paced = expected(cell, profile.at(speed), replications, folder.parent)
+    own = [_own(run, profile) for run in calm]
+    for measure in MEASURES[cell.kind]:
+        values = np.array([one[measure] for one in found])
+        middle, foreseen = float(np.median(values)), plain[measure]
+        errors = [mine[measure] / one[measure] - 1 for mine, one in zip(own, found, strict=True)]
+        yield {
+            "kind": cell.kind,
+            "cell": cell.name,
+            "measure": measure,
+            "measured": middle,
+            "spread": float(np.ptp(values)) / middle,
+            "runs": len(calm),
+            "disturbed": len(runs) - len(calm),
+            "speed": speed,
+            "predicted": foreseen["mean"],
+            "lo": foreseen["lo"],
+            "hi": foreseen["hi"],
+            "inside": float(np.mean((values >= foreseen["lo"]) & (values <= foreseen["hi"]))),
+            "error": foreseen["mean"] / middle - 1,
+            "yardstick_error": paced[measure]["mean"] / middle - 1,
+            "same_draw_error": float(np.median(errors)),
+        }
+
+
+def expected(cell: Cell, profile: Profile, replications: int | None, data: Path) -> dict[str, dict[str, float]]:
+    """What is predicted for a cell, by measure: `mean`, `lo`, `hi`, …; it knows nothing of any run."""
+    from sim.analysis.statistics import intervals
+
+    combination = predict(
+        cell.described(data),
+        workload=cell.workload,
+        deployment=cell.deployment,
+        profile=profile,
+        replications=replications,
+        seed=cell.seed + 1_000_003,
+    ).combinations[0]
+    times = [recovery_s(outcome.attempts(), cell.workload) for outcome in combination.outcomes]
+    return combination.measures | {"recovery_s": intervals(times, profile.residual)}
+
+
+def _own(run: Run, profile: Profile) -> dict[str, float]:
+    """A run's measures as simulated with its own draws, at the speed that its own probe saw."""
+    paced = profile.at(profile.speed_of(run))
+    scenario = Scenario(run.topology, run.deployment, run.workload, paced, run.seed, True, tick_phase_s(run))
+    return judged(scenario.run().attempts(), run.workload)
