@@ -17,7 +17,7 @@ NBVAL     := $(BIN)/pytest --nbval-current-env --nbval-cell-timeout=120 -p no:ra
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format notebooks report lab lock clean
+.PHONY: help demo test chaos accuracy lint format notebooks report lab lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(READY) ## Run every test, then every notebook against its stored outputs
 
 chaos: $(READY) ## Run the long tier of faults: kills, outages, lost replies, power loss (most of an hour)
 	$(BIN)/pytest tests -m chaos -p no:randomly -ra
+
+accuracy: $(READY) ## Measure eight held-out configurations here and now, beside their predictions (a quarter of an hour)
+	$(BIN)/python benchmarks/accuracy.py check
 
 lint: $(READY) ## Check style (ruff) and types (mypy --strict)
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ FLOORS = {
     "saqkit.broker": 2,
     "saqkit.queue": 3,
     "saqkit.app": 4,
+    "saqkit.recorder": 5,
     "saqkit.worker": 5,
     "saqkit.measuring": 6,
     "saqkit.cli": 7,
