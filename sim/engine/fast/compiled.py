@@ -43,6 +43,7 @@ def compiled() -> Any:
     for helper in HELPERS:
         register_jitable(helper)
 
+    # numba gives these functions their types: annotations of ours it could not read.
     @overload(kernel._ints)
     def _ints(count):  # type: ignore[no-untyped-def]
         return lambda count: np.zeros(count, np.int64)
@@ -106,4 +107,4 @@ def as_arrays(tables: Tables) -> Tables:
 
 def as_views(sends: Sends) -> Any:
     """The draws as Python reads them fastest without more memory: their elements are Python's own numbers."""
-    return Sends(*map(memoryview, sends))  # type: ignore[arg-type]
+    return Sends(*map(memoryview, sends))  # type: ignore[arg-type]  # read by index alone, as arrays are
