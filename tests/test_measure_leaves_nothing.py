@@ -17,6 +17,7 @@ import pytest
 import redis
 from measured import lab, run
 
+from saqkit.broker_server import alive
 from saqkit.errors import RunError
 
 SLOW = {"providers__email__latency": {"kind": "constant", "mean_s": 1.0}}
@@ -123,9 +124,7 @@ async def test_a_process_that_is_ended_while_it_measures_leaves_nothing(scratch:
         assert len(family) >= 3  # a worker, the broker, its watchdog
         process.send_signal(number)
         process.wait(20)
-    wait_until(
-        lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family), "processes", 25
-    )
+    wait_until(lambda: not any(alive(one) for one in family), "processes", 25)
 
 
 async def test_a_disturbed_run_is_marked_and_a_quiet_one_has_its_load_noted() -> None:

@@ -22,6 +22,7 @@ from saqkit.app.announcing import Announcer
 from saqkit.app.audience import Audience
 from saqkit.app.location import database_url
 from saqkit.app.store import Progress, Store
+from saqkit.broker_server import alive
 from saqkit.errors import DescriptionError, StoreError
 from saqkit.queue.building import build_queues
 
@@ -54,7 +55,7 @@ def saq(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
             one.send_signal(signal.SIGTERM)
         process.wait(30)
         psutil.wait_procs(family, timeout=20)
-        assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family)
+        assert not any(alive(one) for one in family)
     finally:
         if process.poll() is None:
             process.kill()

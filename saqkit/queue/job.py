@@ -22,7 +22,18 @@ compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class QueuedJob(Job):
-    """SAQ's job; its `abort_id` is a key of its own queue."""
+    """SAQ's job; its `abort_id` is a key of its own queue, and two attempts that a process holds are not one.
+
+    SAQ's worker looks up what it runs by the job: the end of an attempt must not forget the next, which may have begun.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Job) or self.key != other.key:
+            return False
+        ours, theirs = self.__dict__.get("claim"), other.__dict__.get("claim")
+        return ours is theirs or ours is None or theirs is None
+
+    __hash__ = Job.__hash__
 
     @property
     def abort_id(self) -> str:

@@ -282,7 +282,8 @@ class Queue(HeldJobs):
 
     async def finish_abort(self, job: Job) -> None:
         """The worker has stopped a job that was cancelled, or whose heartbeat is missing."""
-        if self.claim_of(job) is not None:
+        claim = self.claim_of(job)
+        if claim is not None and claim.said is None:
             await self.finish(job, Status.ABORTED, error=job.error)
 
     async def schedule(self, lock: int = 1) -> list[str]:

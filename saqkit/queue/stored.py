@@ -122,9 +122,11 @@ class StoredJobs(RedisQueue):
         job.attempts = int(attempts or 0) + int(released or 0)  # a stop spends no attempt, but it was one
         if error is not None:
             job.error = error.decode()
+        claim = self._claims.get(job.key)
+        if claim is not None:  # what is said of this job is said of that attempt, not of a later one
+            job.__dict__["claim"] = claim
         if job.status == Status.ACTIVE:
             job.started, job.worker_id = job.started or int(float(taken_at) * 1000), worker.decode()
-            claim = self._claims.get(job.key)
             if claim is not None and (claim.lost or claim.overdue()):  # so that SAQ's worker stops it
                 job.status = Status.ABORTING
         return job

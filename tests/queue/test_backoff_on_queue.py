@@ -81,3 +81,12 @@ async def test_an_idle_worker_learns_of_a_due_job_that_came_while_it_waited(make
     await queue.enqueue_many([Job("f", scheduled=began + 0.1)])  # type: ignore[arg-type]
     assert await waiting is not None
     assert 0.1 <= time.time() - began < 0.9
+
+
+async def test_jobs_that_are_overdue_already_come_in_the_order_of_their_times(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(tick_s=TICK_S)
+    began = time.time()
+    for late in range(8):  # the last has been due longest, and has the last key
+        await queue.enqueue("f", key=f"k{late}", scheduled=began - 1 - late)
+    taken = [await queue.dequeue(timeout=5) for _ in range(8)]
+    assert [job and job.key for job in taken] == [f"k{late}" for late in reversed(range(8))]

@@ -121,3 +121,22 @@ async def test_a_job_whose_heartbeat_is_missing_is_stopped_and_tried_again(
     if stopped is not None:
         await stopped
     await asyncio.wait([running])
+
+
+async def test_what_is_said_of_an_attempt_does_not_end_the_next_one(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(tick_s=0.05)
+    await queue.enqueue("f", key="k", retries=3)
+    first = await queue.dequeue(timeout=5)
+    looked_up = await queue.job("k")
+    assert first is not None
+    assert looked_up is not None
+    await queue.retry(first, "no heartbeat")
+    second = await queue.dequeue(timeout=5)
+    assert second is not None
+    assert looked_up == first != second
+    await queue.finish_abort(looked_up)
+    assert (job := await queue.job("k")) is not None
+    assert job.status == Status.ACTIVE
+    await queue.finish(second, Status.COMPLETE)
+    assert (job := await queue.job("k")) is not None
+    assert job.status == Status.COMPLETE

@@ -44,7 +44,9 @@ for i = first, #ARGV, step do
     if due ~= '0' then
       local wakes = ahead == 0 and due or text(tonumber(due) - ahead)
       local ready = text(on_tick(tonumber(wakes), tick))
-      if tonumber(wakes) <= at then wakes, ready = text(last_tick(at, tick)), at_text end -- no tick to wait for
+      if tonumber(wakes) <= at then -- no tick to wait for; what was due first still comes first
+        wakes, ready = text(math.min(tonumber(wakes), last_tick(at, tick))), at_text
+      end
       add(key, body, prio, name, users, keep, 'state', SCHEDULED, 'at_r', ready)
       redis.call('ZADD', Q .. 'incomplete', wakes, ID .. key)
     else
