@@ -57,6 +57,15 @@ DIFFERS = {
 }
 """What the contract changes: clause, and what the test expects instead."""
 
+RACES = {
+    "TestRedisQueue.test_map": (
+        "a race in the test",
+        "enqueues a key a second time and expects the first job's result; a worker may have finished that job between "
+        "the two calls, and then, here as in SAQ's own queue, the key is free again",
+    ),
+}
+"""Tests that may pass or not, on SAQ's own queue too."""
+
 
 LONGEST_S = 30
 """A test that takes longer has failed."""
@@ -151,14 +160,14 @@ def main() -> int:
         print(f"{name:<24}{outcomes.count('passed'):>8}{len(differ):>8}{outcomes.count('skipped'):>9}")
     known = {} if options.stock else DIFFERS
     for test, what in others.items():
-        clause, why = known.get(test, ("not explained", what))
+        clause, why = (known | RACES).get(test, ("not explained", what))
         print(f"\n{test} ({clause}): {why}")
     ran = {f"{name}.{test}" for name, tests in found.items() for test in tests}
     better = sorted((set(known) & ran) - set(others))
     for test in better:
         print(f"\n{test}: listed as different, but it passes")
     print(f"\n{time.monotonic() - started:.0f} s")
-    return int(bool(better or set(others) - set(known)))
+    return int(bool(better or set(others) - set(known) - set(RACES)))
 
 
 if __name__ == "__main__":
