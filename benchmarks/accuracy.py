@@ -32,6 +32,7 @@ import saqkit
 import sim
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.overriding import override
+from saqkit.spec.runs import Run
 from saqkit.spec.workload import Workload
 from sim.fit.profile import Profile
 from sim.judging import KINDS, MEASURES, Cell, Grid, Kind, expected, runs_of
@@ -45,8 +46,6 @@ FAILING = "providers.email.temporary_share"
 COUNTS: dict[Kind, int] = {"io": 10, "loop": 7, "core": 7, "limiter": 6, "retries": 8, "priorities": 6, "fault": 8}
 LOADS = (0.5, 0.8, 0.9)
 STREAM_S = 60.0
-ATTEMPTS = 2
-"""A run that others disturbed is measured once more; what the second shows stands, marked if it was disturbed too."""
 SHORTEST_S, LONGEST_S = 1.5, 45.0
 CALIBRATION: tuple[dict[str, Any], ...] = (
     {"users": 300, "workers": 1, "concurrency": 5, "batch_size": 25},
@@ -223,7 +222,8 @@ async def calibrate(grid: Path) -> None:
         if rate := small.pop("stream", 0.0):
             arrivals = {"kind": "poisson", "rate_per_s": rate, "duration_s": 10.0}
             small["workload"] = Workload.parse({"arrivals": arrivals})
-        run = await saqkit.measure(topology, seed=n + 1, out=folder / f"small-{n + 1}.parquet", **small)
+        run = await _calm(topology, attempts=5, seed=n + 1, **small)
+        run.save(folder / f"small-{n + 1}.parquet")
         print(f"{given}: {run!r}", flush=True)
     profile = sim.calibrate(sorted(folder.glob("*.parquet")))
     profile.save(grid / "profile.json")
@@ -264,14 +264,19 @@ async def measure(grid: Path, kinds: list[Kind], minutes: float) -> None:
             print(f"stopped: {len(todo) - n} runs are left")
             return
         began = time.monotonic()
-        for _ in range(ATTEMPTS):
-            run = await saqkit.measure(
-                cell.described(grid.parent), workload=cell.workload, deployment=cell.deployment, seed=cell.seed + k
-            )
-            if not run.disturbed:
-                break
+        how = {"workload": cell.workload, "deployment": cell.deployment, "seed": cell.seed + k}
+        run = await _calm(cell.described(grid.parent), attempts=2, **how)
         replace(run, steps=run.steps.iloc[:0], attempts=_rounded(run.attempts)).save(path)
         print(f"[{n + 1}/{len(todo)}, {time.monotonic() - began:.0f} s] {path.stem}: {run!r}", flush=True)
+
+
+async def _calm(topology: saqkit.Topology, attempts: int, **how: Any) -> Run:
+    """A run that was not disturbed, or the last of `attempts`, which says that it was."""
+    for _ in range(attempts):
+        run = await saqkit.measure(topology, **how)
+        if not run.disturbed:
+            break
+    return run
 
 
 def _rounded(attempts: pd.DataFrame) -> pd.DataFrame:
