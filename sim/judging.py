@@ -20,6 +20,7 @@ from saqkit.spec.overriding import override
 from saqkit.spec.runs import Run
 from saqkit.spec.topology import Topology, load
 from saqkit.spec.workload import KillWorker, ProviderOutage, Workload
+from sim.baselines import baselines
 from sim.fit.observations import tick_phase_s
 from sim.fit.profile import Profile
 from sim.prediction import Scenario, predict, profile_of
@@ -42,6 +43,7 @@ MEASURES: Mapping[Kind, tuple[str, ...]] = {
     "fault": ("recovery_s", "makespan_s"),
 }
 """What is judged in each class: of a stream not the makespan, which its arrivals decide."""
+ERRORS = ("error", "yardstick_error", "same_draw_error", "naive_error", "mmc_error")
 
 
 class Cell(Part):
@@ -127,7 +129,9 @@ class Accuracy:
     `predicted` the mean of replications that know nothing of the runs, with `lo`, `hi` (90 % of single runs) and
     `inside`, the share of runs there; `error` = predicted / measured - 1. `yardstick_error`: the same on a host of the
     speed that the probe beside the runs saw. `same_draw_error`: the median error of simulations that were given each
-    run's own draws and that speed, so that what is left is mechanism.
+    run's own draws and that speed, so that what is left is mechanism. `naive_error`, `mmc_error`: those of estimates
+    that need no model (`sim.baselines`), NaN where they give none. `beyond`: how far `predicted` is outside of the
+    range of the repeats, as a share of `measured`; by this, cells that spread widely are judged.
     """
 
     table: pd.DataFrame
@@ -145,7 +149,7 @@ class Accuracy:
         for key, part in self.table.groupby(names, sort=False, observed=True):
             row: dict[str, Any] = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
             row |= {"cells": part["cell"].nunique(), "inside": part["inside"].mean(), "spread": part["spread"].median()}
-            for column in ("error", "yardstick_error", "same_draw_error"):
+            for column in ERRORS:
                 size = part[column].abs()
                 row |= {f"{column} mean": size.mean(), f"{column} worst": size.max()}
             rows.append(row)
@@ -211,10 +215,12 @@ def _rows(
     speed = float(np.median([profile.speed_of(run) for run in calm]))
     paced = expected(cell, profile.at(speed), replications, folder.parent)
     own = [_own(run, profile) for run in calm]
+    reckoned = baselines(cell.described(folder.parent), cell.deployment, cell.workload)
     for measure in MEASURES[cell.kind]:
         values = np.array([one[measure] for one in found])
         middle, foreseen = float(np.median(values)), plain[measure]
         errors = [mine[measure] / one[measure] - 1 for mine, one in zip(own, found, strict=True)]
+        naive, mmc = reckoned.get(measure, (np.nan, np.nan))
         yield {
             "kind": cell.kind,
             "cell": cell.name,
@@ -231,6 +237,9 @@ def _rows(
             "error": foreseen["mean"] / middle - 1,
             "yardstick_error": paced[measure]["mean"] / middle - 1,
             "same_draw_error": float(np.median(errors)),
+            "naive_error": naive / middle - 1,
+            "mmc_error": mmc / middle - 1,
+            "beyond": max(0.0, float(values.min()) - foreseen["mean"], foreseen["mean"] - float(values.max())) / middle,
         }
 
 

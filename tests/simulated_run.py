@@ -41,18 +41,11 @@ def lab(**fields: Any) -> Topology:
 
 
 def free_profile(**types: float) -> Profile:
-    """A host on which nothing but the described work takes time, so that theory is exact."""
-    nominal, free = Profile.nominal(), Estimate(value=0.0)
-    zero = {name: free for name, value in nominal.host if isinstance(value, Estimate)}
-    ones = {"cpu_scale": Estimate(value=1.0), "crowded": Estimate(value=1.0), "restart_s": Estimate(value=1.5)}
-    host = nominal.host.model_copy(update={**zero, **ones, "timer_resolution_s": 0.0, "broker_clock_s": 0.0})
-    costs = {
-        name: Estimate(value=types.get(name, 0.0))
-        for name in nominal.job_types["batch"].model_dump()
-        if name != "fan_out"
-    }
-    job_types = {name: job.model_copy(update=costs) for name, job in nominal.job_types.items()}
-    return nominal.model_copy(update={"host": host, "job_types": job_types})
+    """A host on which nothing but the described work takes time, and what `types` cost each job."""
+    free = Profile.free()
+    costs = {name: Estimate(value=value) for name, value in types.items()}
+    job_types = {name: job.model_copy(update=costs) for name, job in free.job_types.items()}
+    return free.model_copy(update={"job_types": job_types})
 
 
 def simulated_run(

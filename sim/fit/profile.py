@@ -162,6 +162,19 @@ class Profile(Part):
             residual=0.0,
         )
 
+    @classmethod
+    def free(cls) -> Profile:
+        """A made-up host on which nothing but the described work takes time: there queueing theory is exact."""
+        nominal, nothing = cls.nominal(), Estimate(value=0.0)
+        zero = {name: nothing for name, value in nominal.host if isinstance(value, Estimate)}
+        kept = {name: getattr(nominal.host, name) for name in ("cpu_scale", "crowded", "restart_s")}
+        host = nominal.host.model_copy(update=zero | kept | {"timer_resolution_s": 0.0, "broker_clock_s": 0.0})
+        types = {
+            name: job.model_copy(update={key: nothing for key, value in job if isinstance(value, Estimate)})
+            for name, job in nominal.job_types.items()
+        }
+        return nominal.model_copy(update={"fitted_on": "never: a host without costs", "host": host, "job_types": types})
+
     def save(self, path: str | Path) -> Path:
         """Write the profile as JSON."""
         path = Path(path)
