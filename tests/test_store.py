@@ -321,6 +321,15 @@ async def test_what_is_sent_stays_sent(store: Store) -> None:
     assert await store.progress(event) == Progress(3, 1, 2, 0, 200 / 3, fan_out_finished=False)
 
 
+async def test_of_two_results_written_together_a_success_counts_else_the_first(store: Store) -> None:
+    await store.add_numbered_users(3)
+    event = await announce(store)
+    await store.begin_batch(event, [1, 2, 3], "email")
+    await store.record_results([refused(event, 3), sent(event, 3), refused(event, 1, "first"), refused(event, 1, "b")])
+    assert [(f.user, f.error) for f in await store.failures(event)] == [(1, "first")]
+    assert await store.progress(event) == Progress(3, 1, 1, 1, 200 / 3, fan_out_finished=False)
+
+
 async def test_a_dead_job_is_abandoned_and_replayed(store: Store) -> None:
     await store.add_numbered_users(5)
     event = await announce(store)
