@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sim.alternatives import WhatIf, what_if
+    from sim.analysis.coverage import Coverage, coverage
     from sim.comparison import Comparison, compare
     from sim.fit.calibration import calibrate
     from sim.fit.profile import Profile
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Accuracy": "sim.judging",
     "Comparison": "sim.comparison",
+    "Coverage": "sim.analysis.coverage",
     "Inferred": "sim.inferring",
     "Interrupted": "sim.running.sweeping",
     "Plan": "sim.planning",
@@ -31,6 +33,7 @@ _HOMES = {
     "WhatIf": "sim.alternatives",
     "calibrate": "sim.fit.calibration",
     "compare": "sim.comparison",
+    "coverage": "sim.analysis.coverage",
     "infer": "sim.inferring",
     "judge": "sim.judging",
     "plan": "sim.planning",
@@ -42,6 +45,7 @@ _HOMES = {
 __all__ = [
     "Accuracy",
     "Comparison",
+    "Coverage",
     "Inferred",
     "Interrupted",
     "Plan",
@@ -50,6 +54,7 @@ __all__ = [
     "WhatIf",
     "calibrate",
     "compare",
+    "coverage",
     "infer",
     "judge",
     "plan",

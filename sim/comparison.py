@@ -1,4 +1,4 @@
-"""`sim.compare`: a measured run beside its prediction, with the error."""
+"""`sim.compare`: a measured run beside its prediction, with the error; of a stream, both in its steady part."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from saqkit.spec import trace
+from saqkit.spec import steady, trace
 from saqkit.spec.runs import Run
+from saqkit.spec.steady import Window
 from sim.fit.observations import fingerprint, tick_phase_s
 from sim.fit.profile import Profile
 from sim.prediction import NEXT_SEED, Prediction, Scenario, predict, profile_of
@@ -24,12 +25,22 @@ WARNING = "the profile was fitted on this very run: the comparison shows the fit
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A run, the prediction of it with other draws, and the one with the run's own draws (`same_draw`)."""
+    """A run, the prediction of it with other draws, and the one with the run's own draws (`same_draw`).
+
+    Of a steady stream or closed loop, latency, wait and throughput are those of `counted`, its steady part, on both
+    sides: the window that the prediction's replications show (see `saqkit.spec.steady`). Of all else it is None, and
+    the whole run counts.
+    """
 
     run: Run
     profile: Profile
     prediction: Prediction
     same_draw: dict[str, float]
+
+    @property
+    def counted(self) -> Window | None:
+        """The part of a stream that counts, None for the whole run."""
+        return self.prediction.combinations[0].window
 
     @property
     def in_sample(self) -> bool:
@@ -43,13 +54,19 @@ class Comparison:
         if (there := str(self.run.probe.get("host", self.profile.host.host))) != self.profile.host.host:
             notes.append(f"the profile is of host {self.profile.host.host}, the run of {there}")
         notes += [f"the run was disturbed: {reason}" for reason in self.run.disturbed]
+        if (combination := self.prediction.combinations[0]).stable is False:
+            notes.append(f"{combination.verdict}: measures depend on how long the stream is")
+        elif self.counted and not self.counted.settled:
+            notes.append("no steady state was found: the stream is too short for one")
         if unknown := self.profile.unknown(self.run.topology):
             notes.append(f"the profile has no numbers for {', '.join(unknown)}: those of a similar job type are used")
         return "; ".join(notes)
 
     @cached_property
     def _table(self) -> dict[str, dict[str, Any]]:
-        predicted, measured = self.prediction.combinations[0].measures, self.run.measures()
+        combination = self.prediction.combinations[0]
+        predicted = combination.steady or combination.measures
+        measured = steady.measures(self.run.attempts, self.counted)
         table = {}
         for name in trace.MEASURES:
             found, real = predicted[name], measured[name]
@@ -92,7 +109,8 @@ class Comparison:
                 f"  {name}: measured {row['measured']:.4g}, predicted {row['predicted']:.4g} "
                 f"[{row['lo']:.4g}, {row['hi']:.4g}], error {row['error']:+.1%}, {where}"
             )
-        head = f"Comparison({self.run.topology.name})" + (f"\n  warning: {self.warning}" if self.warning else "")
+        part = f", from {self.counted.from_s:.0f} s to {self.counted.to_s:.0f} s" if self.counted else ""
+        head = f"Comparison({self.run.topology.name}{part})" + (f"\n  warning: {self.warning}" if self.warning else "")
         return "\n".join([head, *shown])
 
     def _repr_html_(self) -> str:
@@ -118,7 +136,8 @@ def compare(run: Run | str | Path, profile: Profile | str | Path, replications: 
     scenario = Scenario(
         measured.topology, measured.deployment, measured.workload, known, measured.seed, True, tick_phase_s(measured)
     )
-    return Comparison(measured, known, prediction, trace.measures(scenario.run().attempts()))
+    own = steady.measures(scenario.run().attempts(), prediction.combinations[0].window)
+    return Comparison(measured, known, prediction, own)
 
 
 def _error(predicted: float, measured: float) -> float:

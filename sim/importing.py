@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +91,15 @@ def _read(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return source, "data frame"
     path = Path(source)
     try:
+        if path.stat().st_size == 0:
+            raise pd.errors.EmptyDataError
         if path.name.endswith((".parquet", ".pq")):
             return pd.read_parquet(path), str(path)
         return pd.read_csv(path, sep=None if ".csv" not in path.name else ",", engine=None
                            if ".csv" in path.name else "python"), str(path)  # fmt: skip
     except pd.errors.EmptyDataError:
         raise RunError(f"{path}: the file is empty") from None
-    except (OSError, ValueError) as error:  # a parser's errors are ValueErrors
+    except (OSError, ValueError, csv.Error) as error:  # pandas' own errors are ValueErrors
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise RunError(f"{path}: no table can be read: {why} (CSV and Parquet can)") from error
 
@@ -117,8 +120,8 @@ def _chosen(frame: pd.DataFrame, columns: Mapping[str, str], place: str) -> pd.D
     if missing := [name for name in TIMES if name not in found]:
         free = [name for name in there if name not in set(columns.values())]
         raise RunError(
-            f"{place}: column {missing[0]} is missing; name yours: columns={{'{missing[0]}': ...}} "
-            f"({did_you_mean(missing[0], free)})"
+            f"{place}: column {missing[0]} is missing; name yours: columns={{'{missing[0]}': ...}}, or --column "
+            f"{missing[0]}=... ({did_you_mean(missing[0], free)})"
         )
     return pd.DataFrame(found).reset_index(drop=True)
 

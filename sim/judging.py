@@ -13,17 +13,18 @@ import pandas as pd
 from pydantic import Field, PositiveInt, model_validator
 
 from saqkit.errors import RunError
-from saqkit.spec import trace
+from saqkit.spec import steady
 from saqkit.spec.base import Part
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.overriding import override
 from saqkit.spec.runs import Run
+from saqkit.spec.steady import Window
 from saqkit.spec.topology import Topology, load
 from saqkit.spec.workload import KillWorker, ProviderOutage, Workload
 from sim.baselines import baselines
 from sim.fit.observations import tick_phase_s
 from sim.fit.profile import Profile
-from sim.prediction import Scenario, predict, profile_of
+from sim.prediction import Combination, Scenario, predict, profile_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,15 +117,17 @@ def recovery_s(attempts: pd.DataFrame, workload: Workload) -> float:
     return max(0.0, float(ended.max()) - since) if len(ended) else float("nan")
 
 
-def judged(attempts: pd.DataFrame, workload: Workload) -> dict[str, float]:
-    """All measures that a grid judges, of one run, real or simulated."""
-    return trace.measures(attempts) | {"recovery_s": recovery_s(attempts, workload)}
+def judged(attempts: pd.DataFrame, workload: Workload, counted: Window | None = None) -> dict[str, float]:
+    """All measures that a grid judges, of one run, real or simulated: of a stream in its steady part, `counted`."""
+    return steady.measures(attempts, counted) | {"recovery_s": recovery_s(attempts, workload)}
 
 
 @dataclass(frozen=True, eq=False)
 class Accuracy:
     """How far predictions were off: `table` has a row per cell and measure.
 
+    Of a steady stream all columns are of its steady part, `from_s` to `to_s` (NaN: of the whole run): the window that
+    the prediction's replications show (`saqkit.spec.steady`), the same for measured, predicted and same-draw values.
     `measured` is the median of the undisturbed repeats (of all if none is), `spread` their (max - min) / median,
     `predicted` the mean of replications that know nothing of the runs, with `lo`, `hi` (90 % of single runs) and
     `inside`, the share of runs there; `error` = predicted / measured - 1. `yardstick_error`: the same on a host of the
@@ -210,11 +213,13 @@ def _rows(
     cell: Cell, runs: Sequence[Run], profile: Profile, replications: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     calm = [run for run in runs if not run.disturbed] or list(runs)
-    found = [judged(run.attempts, run.workload) for run in calm]
-    plain = expected(cell, profile, replications, folder.parent)
+    combination = _predicted(cell, profile, replications, folder.parent)
+    counted = combination.window
+    found = [judged(run.attempts, run.workload, counted) for run in calm]
+    plain = _intervals(combination, counted)
     speed = float(np.median([profile.speed_of(run) for run in calm]))
-    paced = expected(cell, profile.at(speed), replications, folder.parent)
-    own = [_own(run, profile) for run in calm]
+    paced = _intervals(_predicted(cell, profile.at(speed), replications, folder.parent), counted)
+    own = [_own(run, profile, counted) for run in calm]
     reckoned = baselines(cell.described(folder.parent), cell.deployment, cell.workload)
     for measure in MEASURES[cell.kind]:
         values = np.array([one[measure] for one in found])
@@ -229,6 +234,8 @@ def _rows(
             "spread": float(np.ptp(values)) / middle,
             "runs": len(calm),
             "disturbed": len(runs) - len(calm),
+            "from_s": counted.from_s if counted else np.nan,
+            "to_s": counted.to_s if counted else np.nan,
             "speed": speed,
             "predicted": foreseen["mean"],
             "lo": foreseen["lo"],
@@ -244,10 +251,16 @@ def _rows(
 
 
 def expected(cell: Cell, profile: Profile, replications: int | None, data: Path) -> dict[str, dict[str, float]]:
-    """What is predicted for a cell, by measure: `mean`, `lo`, `hi`, …; it knows nothing of any run."""
-    from sim.analysis.statistics import intervals
+    """What is predicted for a cell, by measure: `mean`, `lo`, `hi`, …; it knows nothing of any run.
 
-    combination = predict(
+    Latency, wait and throughput of a stream are those of its steady part.
+    """
+    combination = _predicted(cell, profile, replications, data)
+    return _intervals(combination, combination.window)
+
+
+def _predicted(cell: Cell, profile: Profile, replications: int | None, data: Path) -> Combination:
+    return predict(
         cell.described(data),
         workload=cell.workload,
         deployment=cell.deployment,
@@ -255,12 +268,23 @@ def expected(cell: Cell, profile: Profile, replications: int | None, data: Path)
         replications=replications,
         seed=cell.seed + 1_000_003,
     ).combinations[0]
-    times = [recovery_s(outcome.attempts(), cell.workload) for outcome in combination.outcomes]
-    return combination.measures | {"recovery_s": intervals(times, profile.residual)}
 
 
-def _own(run: Run, profile: Profile) -> dict[str, float]:
+def _intervals(combination: Combination, counted: Window | None) -> dict[str, dict[str, float]]:
+    """What was predicted, by measure, in the part of a stream that counts."""
+    from sim.analysis.statistics import intervals
+
+    if combination.stream and not combination.stream.played:
+        return combination.measures | {"recovery_s": intervals([])}
+    workload, residual = combination.scenario.workload, combination.scenario.profile.residual
+    found = [judged(outcome.attempts(), workload, counted) for outcome in combination.outcomes]
+    return {
+        name: intervals([one[name] for one in found], residual if name.endswith("_s") else 0.0) for name in found[0]
+    }
+
+
+def _own(run: Run, profile: Profile, counted: Window | None) -> dict[str, float]:
     """A run's measures as simulated with its own draws, at the speed that its own probe saw."""
     paced = profile.at(profile.speed_of(run))
     scenario = Scenario(run.topology, run.deployment, run.workload, paced, run.seed, True, tick_phase_s(run))
-    return judged(scenario.run().attempts(), run.workload)
+    return judged(scenario.run().attempts(), run.workload, counted)

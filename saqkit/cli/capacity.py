@@ -290,7 +290,7 @@ def compare(run: str, profile: str, replications: int | None, as_json: bool) -> 
     if warning:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        emit({**metrics, "in_sample": in_sample})
+        emit({**metrics, "in_sample": in_sample, **({"steady": found.counted._asdict()} if found.counted else {})})
         return
     rows = []
     for name, row in metrics.items():
@@ -301,6 +301,9 @@ def compare(run: str, profile: str, replications: int | None, as_json: bool) -> 
         rows.append([name, measured, predicted, f"{number(low)} to {number(high)}", error,
                      "inside" if row["inside"] else "OUTSIDE"])  # fmt: skip
     click.echo(table(["measure", "measured", "predicted", "90 % of runs", "error", "measured is"], rows))
+    if found.counted:
+        span = f"{number(found.counted.from_s)} s to {number(found.counted.to_s)} s"
+        click.echo(f"latency, wait and throughput of both: of users who came from {span}, once it is steady")
 
 
 def _cell(value: Any) -> str:

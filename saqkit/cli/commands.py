@@ -9,6 +9,7 @@ from saqkit.cli.announcing import announce
 from saqkit.cli.capacity import calibrate, compare, demo, measure, predict, probe
 from saqkit.cli.dead_letters import dlq
 from saqkit.cli.describing import show, systems
+from saqkit.cli.inferring import infer
 from saqkit.cli.operating import broker, health, stats, users
 from saqkit.cli.options import Commands
 from saqkit.cli.planning import plan, what_if
@@ -25,5 +26,5 @@ def commands() -> None:
 
 
 for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan, what_if,
-                 worker, broker, users, announce, stats, health, dlq):  # fmt: skip
+                 infer, worker, broker, users, announce, stats, health, dlq):  # fmt: skip
     commands.add_command(_command)

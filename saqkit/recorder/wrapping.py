@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 
 from saq.job import Job, Status
 
-from saqkit.app.attempt import Stopwatch
 from saqkit.errors import UsageError
 from saqkit.recorder.clocks import clock_offset
 from saqkit.recorder.journal import Journal, Row
+from saqkit.recorder.stepping import Pace, stepwise
 from saqkit.spec.journals import FORMAT, default_folder
 
 logger = logging.getLogger("saqkit")
@@ -81,14 +81,16 @@ def _many(hooks: Any) -> list[Any]:
 
 
 class Execution:
-    """An attempt that this process took and has not ended yet; times in whole Unix microseconds."""
+    """An attempt that this process took and has not ended yet; times in whole Unix microseconds.
 
-    __slots__ = ("cpu_s", "ended_at", "started_at", "taken_at", "told")
+    What is not known yet is said by the class: to make one of these is part of every job.
+    """
 
-    def __init__(self, taken_at: int | None = None) -> None:
-        self.taken_at, self.cpu_s, self.told = taken_at, 0.0, False
-        self.started_at: int | None = None
-        self.ended_at: int | None = None
+    taken_at: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    cpu_s = 0.0
+    told = False
 
 
 def now_us() -> int:
@@ -103,7 +105,7 @@ class Recorder:
         self.journal = Journal(folder, _process_facts, most_bytes)
         self.journal.running, self.journal.lives = self._begun, lambda: bool(self._running)
         self.journal.flushed = self._look_at_clock
-        self._running: dict[int, tuple[Execution, str, Job]] = {}
+        self._running: dict[Execution, Job] = {}
         self._timed: dict[Any, Any] = {}
         self._types: set[str] = set()
         self._queue: Any = None
@@ -162,9 +164,9 @@ class Recorder:
         async def dequeue(*args: Any, **kwargs: Any) -> Any:
             job = await original(*args, **kwargs)
             if job is not None:
-                execution = Execution(now_us())
-                job.__dict__[OURS] = execution
-                self._running[id(execution)] = (execution, queue.name, job)
+                job.__dict__[OURS] = execution = Execution()
+                execution.taken_at = time.time_ns() // 1000
+                self._running[execution] = job
             return job
 
         return dequeue
@@ -225,22 +227,23 @@ class Recorder:
             if error != job.get_queue().swept_error_message:
                 return  # an operator
             outcome, execution = "lost", Execution()
-        self._running.pop(id(execution), None)
+        self._running.pop(execution, None)
         if job.function not in self._types:
             self._types.add(job.function)
             facts = {name: getattr(job, name) for name in ("retries", "retry_delay", "retry_backoff", "timeout")}
             self.journal.add(("t", job.function, facts), at)
         what = error.strip().rsplit("\n", 1)[-1].split(":", 1)[0][:200] if error else ""
-        self.journal.add((*known, execution.taken_at, execution.started_at, execution.ended_at, at, outcome,
-                          int(execution.cpu_s * 1e6), what, delay_s), at)  # fmt: skip
+        ended = (execution.taken_at, execution.started_at, execution.ended_at, at, outcome, int(execution.cpu_s * 1e6),
+                 what, delay_s)  # fmt: skip
+        self.journal.add(known + ended, at)
 
     def _begun(self) -> list[Row]:
         """Rows of attempts that are under way and were not told before: if the process dies, they are lost."""
         rows = []
-        for execution, queue, job in self._running.values():
+        for execution, job in self._running.items():
             if not execution.told:
                 execution.told = True
-                known = (queue, job.key, job.queued, job.function, job.attempts, job.worker_id or "")
+                known = (job.get_queue().name, job.key, job.queued, job.function, job.attempts, job.worker_id or "")
                 rows.append(("b", *known, execution.taken_at, execution.started_at))
         return rows
 
@@ -304,14 +307,15 @@ def _usual_priority(queue: Any) -> int:
 
 def _timed(function: Any) -> Any:
     if inspect.iscoroutinefunction(function):
+        pace = Pace()
 
         @functools.wraps(function)
         async def run(ctx: Any, *args: Any, **kwargs: Any) -> Any:
             execution = _begin(ctx)
             try:
-                return await Stopwatch(execution, function(ctx, *args, **kwargs))  # type: ignore[arg-type]  # has cpu_s
+                return await stepwise(execution, function(ctx, *args, **kwargs), pace)
             finally:
-                execution.ended_at = now_us()
+                execution.ended_at = time.time_ns() // 1000
 
         return run
 
@@ -330,7 +334,7 @@ def _timed(function: Any) -> Any:
 def _begin(ctx: Any) -> Execution:
     job = ctx["job"]
     execution: Execution = job.__dict__.get(OURS) or Execution()
-    execution.started_at = now_us()
+    execution.started_at = time.time_ns() // 1000
     _PARENT.set((job.key, job.queued))
     return execution
 

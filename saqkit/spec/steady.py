@@ -11,6 +11,9 @@ those of the whole run.
   What it leaves out has to be lower than the rest by two standard errors: a system that begins empty begins with short
   waits, any other cut is chance. The cool-down are the users who come in the last p95 of latency, a tenth of the stream
   at most: nobody comes after them to slow them down.
+- **A closed loop** is stable whatever the system can take: never more events are in it than it has clients. Its warm-up
+  and cool-down are those of a Poisson stream, but for one thing: its clients all begin at once, so a beginning whose
+  waits are significantly *higher* is left out as well.
 - **A daily profile** is steady from day to day only, so whole days count: all but the first one, or the only one.
 - Bursts and recorded arrivals are not steady, nor is a stream with a fault: the whole run counts.
 """
@@ -25,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from saqkit.spec import trace
-from saqkit.spec.workload import Poisson, Profile, Workload
+from saqkit.spec.workload import ClosedLoop, Poisson, Profile, Workload
 
 BATCH = 5  # events averaged to one observation: the 5 of MSER-5
 FEWEST = 10  # observations; with fewer no cut can be told from chance
@@ -44,8 +47,8 @@ class Window(NamedTuple):
 
 
 def is_steady(workload: Workload) -> bool:
-    """Whether a workload is a stream that a steady state is expected of."""
-    return isinstance(workload.arrivals, Poisson | Profile) and not workload.faults
+    """Whether a workload is a stream, or a closed loop, that a steady state is expected of."""
+    return isinstance(workload.arrivals, Poisson | Profile | ClosedLoop) and not workload.faults
 
 
 def window(workload: Workload, runs: Sequence[pd.DataFrame]) -> Window | None:
@@ -62,7 +65,7 @@ def window(workload: Workload, runs: Sequence[pd.DataFrame]) -> Window | None:
     waits = _waits(runs, last_s)
     if len(waits) < FEWEST:
         return Window(0.0, last_s, False)
-    cut = warm_up(waits)
+    cut = warm_up(waits, isinstance(workload.arrivals, ClosedLoop))
     cooling_s = min(_p95(runs), 0.1 * last_s)
     return Window(cut * last_s / len(waits), last_s - cooling_s, cut < len(waits) // 2)
 
@@ -90,14 +93,17 @@ def mser(values: NDArray[np.float64]) -> int:
     return int(np.argmin((squares - sums**2 / left) / left**2))
 
 
-def warm_up(waits: NDArray[np.float64]) -> int:
+def warm_up(waits: NDArray[np.float64], all_at_once: bool = False) -> int:
     """The cut of `mser`, if what it leaves out is significantly below what it leaves, else 0.
 
     A system that begins empty begins with short waits; a cut that takes off a high or an ordinary beginning is chance.
+    Where all come at once in the beginning, a high one is none.
     """
-    cut = mser(waits)
+    if not (cut := mser(waits)):
+        return 0
     head, rest = waits[:cut], waits[cut:]
-    return cut if cut and head.mean() < rest.mean() - 2 * rest.std() / np.sqrt(cut) else 0
+    rise = float(rest.mean() - head.mean())
+    return cut if (abs(rise) if all_at_once else rise) > 2 * rest.std() / np.sqrt(cut) else 0
 
 
 def _waits(runs: Sequence[pd.DataFrame], last_s: float) -> NDArray[np.float64]:

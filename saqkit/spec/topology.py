@@ -252,6 +252,7 @@ class Topology(Part):
         if abs((total := sum(entry.share for entry in self.entry)) - 1) > 1e-6:
             raise DescriptionError(f"the shares add up to {total:g}, not to 1", key="entry", value=total)
         self._refuse_cycles()
+        self._refuse_equal_keys()
         self._refuse_limits_on_users_of_nobody()
         return self
 
@@ -264,6 +265,21 @@ class Topology(Part):
             key = next(key for key, target in self.job_types[path[0]].edges() if target == path[1])
             raise DescriptionError(f"the edges form a cycle: {' -> '.join(path)}", key=f"job_types.{path[0]}.{key}",
                                    value=path[1], hint="no job may lead to its own type") from error  # fmt: skip
+
+    def _refuse_equal_keys(self) -> None:
+        """A job's key is its type, its event and its place among the users: made twice, the later job is dropped."""
+        types = self.job_types
+        made = {
+            f"topics.{name}.starts": [edge.to if (edge := types[one].fan_out) else one for one in topic.starts]
+            for name, topic in self.topics.items()
+        }
+        made |= {f"job_types.{name}.follow_up": [edge.to for edge in job.follow_up] for name, job in types.items()}
+        for key, targets in made.items():
+            for n, target in enumerate(targets):
+                if target in targets[:n]:
+                    message = f'leads to jobs of "{target}" a second time: they would have the same keys and be dropped'
+                    raise DescriptionError(message, key=f"{key}.{n}", value=target,
+                                           hint="let it lead to a job type of its own")  # fmt: skip
 
     def _refuse_limits_on_users_of_nobody(self) -> None:
         for name, queue in self.queues.items():

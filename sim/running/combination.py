@@ -11,6 +11,7 @@ import numpy as np
 
 from saqkit.spec import trace
 from saqkit.spec.steady import Window
+from saqkit.spec.workload import ClosedLoop
 from sim.analysis.stability import Backlog
 from sim.analysis.statistics import intervals
 from sim.engine.costs import PARTS
@@ -24,14 +25,14 @@ PLURAL = ("slots", "cores")
 
 @dataclass(frozen=True)
 class Stream:
-    """What the replications of a stream of arrivals show beyond their measures.
+    """What the replications of a stream of arrivals, or of a closed loop, show beyond their measures.
 
-    `backlog` is how the queue fares that grows most, `window` the steady part and `replications` the measures there,
-    as of `saqkit.spec.steady`. `played` is false where the backlog grew, and the stream was too long to be played to
-    its end.
+    `backlog` is how the queue fares that grows most (none in a closed loop: it cannot grow), `window` the steady part
+    and `replications` the measures there, as of `saqkit.spec.steady`. `played` is false where the backlog grew, and the
+    stream was too long to be played to its end.
     """
 
-    backlog: Backlog
+    backlog: Backlog | None
     window: Window | None
     replications: tuple[Mapping[str, float], ...]
     played: bool = True
@@ -39,7 +40,7 @@ class Stream:
     @property
     def stable(self) -> bool:
         """Whether the backlog stays as it is."""
-        return not self.backlog.grows
+        return not self.backlog or not self.backlog.grows
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +63,12 @@ class Combination:
     @cached_property
     def steady(self) -> dict[str, dict[str, float]] | None:
         """`measures` over the users of a stream's steady part (`stream.window`); None where nothing is steady."""
-        if not self.stream or not self.stream.window or not self.stable:
-            return None
-        return self._intervals(self.stream.replications)
+        return self._intervals(self.stream.replications) if self.stream and self.window else None
+
+    @property
+    def window(self) -> Window | None:
+        """The part of a stream that `steady` counts; None where nothing is steady."""
+        return self.stream.window if self.stream and self.stable else None
 
     def _intervals(self, replications: tuple[Mapping[str, float], ...]) -> dict[str, dict[str, float]]:
         residual = 0.0 if self.scenario.same_draw else self.scenario.profile.residual
@@ -75,19 +79,23 @@ class Combination:
 
     @property
     def stable(self) -> bool | None:
-        """Whether a stream's backlog stays as it is; None for what is no stream, and so comes to an end."""
+        """Whether the backlog of a stream or closed loop stays as it is; None for what comes to an end by itself."""
         return self.stream.stable if self.stream else None
 
     @cached_property
     def verdict(self) -> str:
-        """In words, whether a stream is more than the system can take; empty for what is no stream."""
+        """In words, whether a stream is more than the system can take; empty for what comes to an end by itself."""
         if not self.stream:
             return ""
-        if self.stable:
+        backlog = self.stream.backlog
+        if not backlog or not backlog.grows:
+            why, arrivals = "the backlog does not grow", self.scenario.workload.arrivals
+            if isinstance(arrivals, ClosedLoop):
+                why = f"a closed loop never has more than its {arrivals.clients:,} events under way"
             shares = {part: self.utilisation[part] for part in TIES if part != "provider"}
             part = max(shares, key=lambda name: shares[name])
-            return f"stable: the backlog does not grow; the {_named(part)} {shares[part]:.0%} busy"
-        backlog, cut = self.stream.backlog, "" if self.stream.played else "; the stream was not played to its end"
+            return f"stable: {why}; the {_named(part)} {shares[part]:.0%} busy"
+        cut = "" if self.stream.played else "; the stream was not played to its end"
         return (
             f"unstable: the backlog of {backlog.queue} grows by {backlog.jobs_per_s:.3g} jobs a second: "
             f"the {_named(self.bottlenecks[0])} at {backlog.load:.0%}{cut}"
@@ -134,17 +142,17 @@ class Combination:
     def to_dict(self) -> dict[str, Any]:
         """Settings, measures, bottleneck and utilisation as plain JSON types (a percentile of nobody is null).
 
-        Of a stream also `stable`, `backlog_jobs_per_s`, `verdict`, and `steady`: the measures of its steady part with
-        `from_s`, `to_s`, `settled`, or null.
+        Of a stream or closed loop also `stable`, `backlog_jobs_per_s`, `verdict`, and `steady`: the measures of its
+        steady part with `from_s`, `to_s`, `settled`, or null.
         """
         found = {**self.settings, **_plain(self.measures), "bottleneck": self.bottlenecks[0]}
         found["utilisation"] = self.utilisation
         if self.stream:
-            window, steady = self.stream.window, self.steady
-            found |= {"stable": self.stable, "backlog_jobs_per_s": self.stream.backlog.jobs_per_s}
+            backlog, steady = self.stream.backlog, self.steady
+            found |= {"stable": self.stable, "backlog_jobs_per_s": backlog.jobs_per_s if backlog else 0.0}
             found |= {"verdict": self.verdict, "steady": None}
-            if window and steady:
-                found["steady"] = {**window._asdict(), **_plain(steady)}
+            if self.window and steady:
+                found["steady"] = {**self.window._asdict(), **_plain(steady)}
         return found
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from saqkit.errors import UsageError
 from saqkit.spec import steady
-from saqkit.spec.workload import Poisson, Profile, Workload
+from saqkit.spec.workload import ClosedLoop, Poisson, Profile, Workload
 from sim.analysis.stability import Backlog, backlogs, worst
 from sim.analysis.statistics import LEAST, enough
 from sim.engine.outcome import Outcome
@@ -50,11 +50,12 @@ class Kept:
 def replicate(scenario: Scenario, rules: Rules) -> Combination:
     """One combination of a sweep.
 
-    The mean that has to be known is the makespan's, or of a stream, whose makespan is given, the latency's. A stream of
-    more than 50,000 users is tried with its first 20,000 (near saturation 200,000); where they show that its backlog
-    grows, that is the answer: what a longer run shows would depend on its length alone.
+    The mean that has to be known is the makespan's, or of a stream or closed loop, whose makespan is given, the
+    latency's. A stream of more than 50,000 users is tried with its first 20,000 (near saturation 200,000); where they
+    show that its backlog grows, that is the answer: what a longer run shows would depend on its length alone.
     """
-    watch = _Watch(scenario.workload) if isinstance(scenario.workload.arrivals, Poisson | Profile) else None
+    goes_on = isinstance(scenario.workload.arrivals, Poisson | Profile | ClosedLoop)
+    watch = _Watch(scenario.workload) if goes_on else None
     if watch and isinstance(scenario.workload.arrivals, Poisson):
         users = expected_users(scenario)
         if users > LONG or scenario.workload.faults:
@@ -133,6 +134,8 @@ class _Watch:
             self._settle()
         if self.tried and self.workload.faults:
             return replace(self.tried, window=None, played=True)
+        if isinstance(self.workload.arrivals, ClosedLoop):
+            return Stream(None, self._window, tuple(self._measured))
         grown = worst(self._grown)
         return Stream(grown, self._window, tuple(self._measured)) if grown else None
 

@@ -68,19 +68,21 @@ def topologies(draw: st.DrawFn) -> dict[str, Any]:
             job["per_user"] = {"provider": draw(st.sampled_from(["mail", "none"])), "cpu_us": draw(SECONDS)}
             later = jobs[n + 1 :]
             job["follow_up"] = (
-                [{"to": to} for to in draw(st.lists(st.sampled_from(later), max_size=2))] if later else []
+                [{"to": to} for to in draw(st.lists(st.sampled_from(later), max_size=2, unique=True))] if later else []
             )
         job_types[name] = job
     served = {job["queue"] for job in job_types.values() if "fan_out" not in job}
     limits = {name: draw(LIMIT) for name in queues if draw(st.booleans())}
     for name, limit in limits.items():
         limit["unit"] = limit.get("unit", "jobs") if name in served else "jobs"
+    made = {name: job.get("fan_out", {}).get("to", name) for name, job in job_types.items()}
+    starts = st.lists(st.sampled_from(jobs), min_size=1, max_size=2, unique_by=lambda name: made[name])
     shares = draw(st.sampled_from([[1.0], [0.25, 0.75], [0.1, 0.2, 0.7]]))
     entry = [{"share": s, **draw(st.sampled_from([{"topic": "made"}, {"job_type": jobs[0]}]))} for s in shares]
     return {
         "name": "generated",
         "entry": entry,
-        "topics": {"made": {"starts": draw(st.lists(st.sampled_from(jobs), min_size=1, max_size=2))}},
+        "topics": {"made": {"starts": draw(starts)}},
         "queues": {name: {"rate_limit": limits.get(name, "none")} for name in queues},
         "job_types": job_types,
         "providers": {"mail": {"latency": draw(LATENCY), "permanent_share": draw(st.floats(0, 1))}},
