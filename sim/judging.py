@@ -132,9 +132,10 @@ class Accuracy:
     `predicted` the mean of replications that know nothing of the runs, with `lo`, `hi` (90 % of single runs) and
     `inside`, the share of runs there; `error` = predicted / measured - 1. `yardstick_error`: the same on a host of the
     speed that the probe beside the runs saw. `same_draw_error`: the median error of simulations that were given each
-    run's own draws and that speed, so that what is left is mechanism. `naive_error`, `mmc_error`: those of estimates
-    that need no model (`sim.baselines`), NaN where they give none. `beyond`: how far `predicted` is outside of the
-    range of the repeats, as a share of `measured`; by this, cells that spread widely are judged.
+    run's own draws and the speed that it shows itself (`Profile.own_speed_of`), so that what is left is mechanism.
+    `naive_error`, `mmc_error`: those of estimates that need no model (`sim.baselines`), NaN where they give none.
+    `beyond`: how far `predicted` is outside of the range of the repeats, as a share of `measured`; by this, cells that
+    spread widely are judged.
     """
 
     table: pd.DataFrame
@@ -284,7 +285,7 @@ def _intervals(combination: Combination, counted: Window | None) -> dict[str, di
 
 
 def _own(run: Run, profile: Profile, counted: Window | None) -> dict[str, float]:
-    """A run's measures as simulated with its own draws, at the speed that its own probe saw."""
-    paced = profile.at(profile.speed_of(run))
+    """A run's measures as simulated with its own draws, at the speed that it shows itself."""
+    paced = profile.at(profile.own_speed_of(run))
     scenario = Scenario(run.topology, run.deployment, run.workload, paced, run.seed, True, tick_phase_s(run))
     return judged(scenario.run().attempts(), run.workload, counted)

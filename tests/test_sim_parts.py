@@ -95,10 +95,10 @@ def test_the_broker_serves_in_order_and_not_while_it_is_down() -> None:
 
 def test_the_database_has_one_writer_and_any_number_of_readers() -> None:
     env, done, host = simpy.Environment(), [], Host(2, 1.0, 1)
-    database = Database(env)
+    loop, database = loop_of(env, host), Database(env)
     for _ in range(3):
-        database.write(0.1, host, lambda: done.append(env.now))
-        database.read(0.05, lambda: done.append(env.now))
+        database.write(0.1, 2, loop, lambda: done.append(env.now))
+        database.read(0.05, loop, lambda: done.append(env.now))
     env.run()
     assert done == pytest.approx([0.05, 0.05, 0.05, 0.1, 0.2, 0.3])
     assert host.core_s == pytest.approx(0.3)
@@ -107,7 +107,7 @@ def test_the_database_has_one_writer_and_any_number_of_readers() -> None:
 def test_a_transaction_takes_its_share_of_the_cores() -> None:
     env, done, host = simpy.Environment(), [], Host(1, 1.0, 1)
     host.begin(1.0)
-    Database(env).write(0.1, host, lambda: done.append(env.now))
+    Database(env).write(0.1, 1, loop_of(env, host), lambda: done.append(env.now))
     env.run()
     assert done == pytest.approx([0.2]), "two share the core"
 
@@ -115,14 +115,18 @@ def test_a_transaction_takes_its_share_of_the_cores() -> None:
 def test_a_flush_takes_along_who_waits_and_results_are_never_older_than_a_tenth_of_a_second() -> None:
     env, done = simpy.Environment(), []
     database = Database(env)
-    writer = LedgerWriter(env, database, Host(2, 1.0, 1))
-    writer.record(0.01, 0.0)
-    writer.flush(lambda: done.append(env.now))
-    for _ in range(5):  # asked while the first is being written: all in the next
-        writer.record(0.01, 0.0)
-        writer.flush(lambda: done.append(env.now))
+    loop = loop_of(env)
+    writer = LedgerWriter(env, database, loop, handing_s=0.0)
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            writer.record(0.01, 0.0)
+            writer.flush(lambda: done.append(env.now))
+
+    loop.soon(0.0, lambda: ask(2))  # before the writer hears of the first
+    loop.at(0.005, 0.0, lambda: ask(5))  # while it writes: all in the next
     env.run()
-    assert done == pytest.approx([0.01] + [0.02] * 5)
+    assert done == pytest.approx([0.01] * 2 + [0.02] * 5)
     assert database.busy_s == pytest.approx(0.02)
     writer.record(0.01, 0.0)
     at = env.now

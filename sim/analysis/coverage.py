@@ -50,9 +50,7 @@ class Coverage:
         )
 
 
-def coverage(
-    table: pd.DataFrame, measure: str | Mapping[str, str] | None = None, level: float = LEVEL
-) -> Coverage:
+def coverage(table: pd.DataFrame, measure: str | Mapping[str, str] | None = None, level: float = LEVEL) -> Coverage:
     """Test that `level` of the runs of `Accuracy.table` lie between `lo` and `hi`.
 
     Measures of one run move together (who drains late has high percentiles), so that ONE measure of each cell counts:

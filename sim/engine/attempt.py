@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from saqkit.spec.lifecycle import Action, failed
 from sim.engine.draws import SENT, TEMPORARY
 from sim.engine.jobs import Job
-from sim.engine.parts import Call
+from sim.engine.parts import OPENING, WRITING, Call
 from sim.engine.providers import Gate, Send
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Attempt:
         if self.job.event in self.worker.events:
             self._work()
         else:
-            self.model.database.read(self.costs.page_s, lambda: self._resume(self._work))
+            self._read(self.costs.page_s, lambda: self._resume(self._work, self.model.costs.handing_s))
 
     def _work(self) -> None:
         """Its own CPU first, then what its type does."""
@@ -52,10 +52,10 @@ class Attempt:
         self.cpu_s += cpu_s
         self.worker.loop.soon(cpu_s, self._find if job.type.fan_out else self._open)
 
-    def _resume(self, call: Call) -> None:
+    def _resume(self, call: Call, cpu_s: float = 0.0) -> None:
         """A reply for this attempt has come: the loop goes on with it, unless it is over."""
         if not self.over:
-            self.worker.loop.soon(0.0, lambda: None if self.over else call())
+            self.worker.loop.soon(cpu_s, lambda: None if self.over else call())
 
     def _timed_out(self) -> None:
         if self.over:
@@ -77,7 +77,7 @@ class Attempt:
     # A fan-out: page by page of whole batches, each page enqueued in one round trip, then its cursor is stored.
 
     def _find(self) -> None:
-        self._database(self.model.database.read, self.costs.page_s, self._next_page)
+        self._database(self._read, self.costs.page_s, self._next_page)
 
     def _next_page(self) -> None:
         job, fan_out = self.job, self.job.type.fan_out
@@ -88,7 +88,7 @@ class Attempt:
         cpu_s = self.costs.page_cpu_s + self.costs.batch_cpu_s * batches + self.costs.user_cpu_s * len(page)
         self.cpu_s += cpu_s
         self._database(
-            self.model.database.read,
+            self._read,
             self.costs.page_s + self.costs.page_user_s * len(page),
             lambda: self.worker.loop.soon(cpu_s, partial(self._enqueue, page, len(page) < size)),
         )
@@ -104,7 +104,7 @@ class Attempt:
         job.enqueued = max(job.enqueued, job.cursor + len(page))
 
         def advance() -> None:
-            self._database(self._write, self.costs.flush_s, partial(self._advanced, len(page), last))
+            self._database(partial(self._write, WRITING), self.costs.flush_s, partial(self._advanced, len(page), last))
 
         if page:
             self.send_page(fan_out.to, batches, advance)
@@ -123,18 +123,26 @@ class Attempt:
         else:
             self._next_page()
 
-    def _write(self, took_s: float, then: Call) -> None:
-        self.model.database.write(took_s, self.model.hosts[self.worker.host], then)
+    def _read(self, took_s: float, then: Call) -> None:
+        self.model.database.read(took_s, self.worker.loop, then)
 
-    def _database(self, step: Callable[[float, Call], None], took_s: float, then: Call) -> None:
-        """A database step of the whole job: `then` is called on the loop once it is done."""
+    def _write(self, statements: int, took_s: float, then: Call) -> None:
+        self.model.database.write(took_s, statements, self.worker.loop, then)
+
+    def _database(
+        self, step: Callable[[float, Call], None], took_s: float, then: Call, cpu_s: float | None = None
+    ) -> None:
+        """A database step of the whole job: `then` is called on the loop once it is done, and costs `cpu_s` there;
+        by default what handing over a transaction does.
+        """
         asked_at = self.model.env.now
+        cpu_s = self.model.costs.handing_s if cpu_s is None else cpu_s
 
         def done() -> None:
             self.database_s += self.model.env.now - asked_at
             then()
 
-        step(took_s, lambda: self._resume(done))
+        step(took_s, lambda: self._resume(done, cpu_s))
 
     # A batch: its rows, then user by user (`send_concurrency` at a time), then its results.
 
@@ -143,7 +151,7 @@ class Attempt:
             self._serve()
             return
         took_s = self.costs.open_s + self.costs.open_user_s * len(self.users)
-        self._database(self._write, took_s, self._serve)
+        self._database(partial(self._write, OPENING), took_s, self._serve)
 
     def _serve(self) -> None:
         job, per_user, model = self.job, self.job.type.per_user, self.model
@@ -177,7 +185,7 @@ class Attempt:
         if self.again:
             self.error = "TemporaryFailure"
         if self.ledger:
-            self._database(lambda _, then: self.worker.writer.flush(then), 0.0, self._end)
+            self._database(lambda _, then: self.worker.writer.flush(then), 0.0, self._end, 0.0)
         else:
             self._end()
 

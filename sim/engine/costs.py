@@ -48,10 +48,12 @@ class Costs:
     """Everything that one simulated run is charged; CPU times hold on an otherwise idle core.
 
     `crowded` is how much longer CPU work takes when every core is busy. `queue_cpu_s` is what taking and finishing
-    one job costs the loop, `client_cpu_s` one call to the broker, and `cold_s` what a loop that was asleep spends on
-    waking up. Blocking calls with a timeout end on the broker's own clock of `broker_clock_s`. `wake_s` is from a
-    job's arrival to the answer of an idle process' blocking call, `announce_s` from an event to its first enqueueing
-    call, `enqueue_s` the producer's time for one more job.
+    one job costs the loop, `client_cpu_s` one call to the broker, `handing_s` one transaction of the database, which
+    a thread carries out, and `cold_s` what a loop that was asleep spends on waking up. Threads and loop share one
+    interpreter, for which a thread waits `switch_s` at most (0: they need not wait for each other). Blocking calls
+    with a timeout end on the broker's own clock of `broker_clock_s`. `wake_s` is from a job's arrival to the answer
+    of an idle process' blocking call, `announce_s` from an event to its first enqueueing call, `enqueue_s` the
+    producer's time for one more job.
     """
 
     cores: int
@@ -70,5 +72,7 @@ class Costs:
     announce_s: float
     enqueue_s: float
     restart_s: float
+    handing_s: float
+    switch_s: float
     types: Mapping[str, TypeCosts]
     providers: Mapping[str, ProviderCosts]

@@ -21,7 +21,8 @@ COLUMNS = tuple(name for name in trace.ATTEMPTS if name not in ("run", "replicat
 @dataclass(frozen=True)
 class Outcome:
     """`drained` is false if the deadline came first; `utilisation` is a share of each part's capacity, `wakes`
-    how often loops woke, each counted by how cold it was (see `Loop`).
+    how often loops woke, each counted by how cold it was (see `Loop`), `threads_s` for how long database threads
+    computed.
     """
 
     rows: Mapping[str, Any]
@@ -29,6 +30,7 @@ class Outcome:
     drained: bool
     ended_at_s: float
     wakes: float
+    threads_s: float
 
     def attempts(self, replication: int = 0, run: str = "predicted") -> pd.DataFrame:
         """The attempts table."""
@@ -110,6 +112,7 @@ class Record:
             model.drained.triggered,
             model.env.now,
             sum(worker.loop.wakes for worker in model.workers),
+            sum(worker.lent_s + worker.loop.lent_s for worker in model.workers),
         )
 
 

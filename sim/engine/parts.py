@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,9 @@ T = TypeVar("T")
 Call = Callable[[], None]
 Cost = float | Callable[[], float]
 FLUSH_EVERY_S = 0.1  # the ledger writer commits at least this often
+GATHERING = 3  # turns of the loop from a batch's asking for a commit until asyncio.wait_for has told the ledger writer
+# In each of its statements SQLite works without the interpreter: so often a transaction lets others have it.
+OPENING, WRITING, READING = 4, 3, 1
 COLD_AFTER_S = 0.001  # after so long a sleep, waking up costs half of what it costs after a long one
 
 
@@ -74,6 +78,8 @@ class Loop:
     due by then fires at that wake. A reply from outside wakes it at once. What runs first after a sleep takes up to
     `cold_s` longer, the longer the sleep: a core that was idle for a few milliseconds is slow to come back, and its
     caches are cold. After s seconds it is the share s / (s + 1 ms) of it.
+
+    The loop and the threads of its process share one interpreter (`lend`), unless `switch_s` is 0.
     """
 
     def __init__(
@@ -84,8 +90,10 @@ class Loop:
         overshoot_s: float,
         cold_s: float = 0.0,
         servers: int = 1,
+        switch_s: float = 0.0,
     ) -> None:
         self._env, self._host, self._servers = env, host, servers
+        self.switch_s = switch_s
         self._resolution_s, self._overshoot_s, self._cold_s = resolution_s, overshoot_s, cold_s
         self._ready: deque[tuple[Cost, Call]] = deque()
         self._timers: list[tuple[float, int, Cost, Call, Owner]] = []
@@ -97,6 +105,10 @@ class Loop:
         self.busy_s = 0.0
         self.burst_s = 0.0
         """How long the burst took that ended last."""
+        self._asked: deque[tuple[float, float, Call]] = deque()
+        self._lent = self._missed = False  # to a thread since the last turn began; a wake while a thread computed
+        self._back_at = env.now
+        self.lent_s = 0.0
 
     def soon(self, cpu_s: Cost, call: Call) -> None:
         """Spend `cpu_s` of CPU when it is its turn (a function is asked then), and `call`."""
@@ -109,8 +121,26 @@ class Loop:
         """The same once the time is `due_s`, unless `owner` is over by then."""
         self._numbers += 1
         heapq.heappush(self._timers, (due_s, self._numbers, cpu_s, call, owner))
-        if not self._running and not self._inside and self._timers[0][1] == self._numbers:
+        if (not self._running or self._asleep) and not self._inside and self._timers[0][1] == self._numbers:
             self._select()
+
+    def lend(self, cpu_s: float, call: Call) -> None:
+        """A thread of this process computes for `cpu_s` as soon as it gets the interpreter, then `call`.
+
+        It gets it while the loop sleeps or is between two turns, and takes it after `switch_s`; the loop that wakes up
+        meanwhile, or has more to do, waits for it, and has a turn before the thread goes on. A thread that slept is
+        slow to come back as the loop is. Without a lock (`switch_s` 0) thread and loop compute side by side.
+        """
+        if not self.alive:
+            call()
+        elif not self.switch_s:
+            wall_s = self._host.begin(cpu_s)
+            self.lent_s += wall_s
+            Timeout(self._env, wall_s, call).callbacks.append(self._computed)
+        else:
+            self._asked.append((self._env.now, cpu_s, call))
+            if not self._inside:
+                self._lend_on()
 
     def withdraw(self) -> None:
         """Some owner is over: if most timers may be such, drop them (asyncio does the same with cancelled ones)."""
@@ -125,9 +155,11 @@ class Loop:
         self.alive = False
         self._ready.clear()
         self._timers.clear()
+        while self._asked:
+            self._asked.popleft()[2]()
 
     def _turn(self) -> None:
-        self._inside = True
+        self._inside, self._missed = True, False
         env, ready = self._env, self._ready
         while self._running < self._servers and self.alive:
             if not self._todo:
@@ -138,7 +170,14 @@ class Loop:
                         ready.append((timer[2], timer[3]))
                 if not ready:
                     break
-                self._todo = len(ready)
+                if self._asked and not self._lent:
+                    self._lend()
+                    continue
+                self._todo, self._lent = len(ready), False
+            elif self._asked and env.now - self._asked[0][0] >= self.switch_s:
+                self._lend()
+                self._lent = False
+                continue
             self._todo -= 1
             cost, call = ready.popleft()
             cpu_s = cost() if callable(cost) else cost
@@ -159,6 +198,38 @@ class Loop:
         self._inside = False
         if not self._running:
             self._select()
+        self._lend_on()
+
+    def _lend_on(self) -> None:
+        while self._asked and self._running < self._servers:
+            self._lend()
+
+    def _lend(self) -> None:
+        asked_at, cpu_s, call = self._asked.popleft()
+        self._running, self._lent = self._running + 1, True
+        slept_s = max(0.0, asked_at - self._back_at)
+        wall_s = self._host.begin(cpu_s + self._cold_s * (slept_s / (slept_s + COLD_AFTER_S)))
+        self.lent_s += wall_s
+        Timeout(self._env, wall_s, call).callbacks.append(self._given_back)
+
+    def _given_back(self, event: Event) -> None:
+        self._host.end()
+        self._running -= 1
+        self._back_at = self._env.now
+        call: Call = event.value  # type: ignore[assignment]
+        self._inside = True
+        call()
+        self._inside = False
+        if self._ready or self._missed:
+            self._sleep += 1
+            self._turn()
+        else:
+            self._lend_on()
+
+    def _computed(self, event: Event) -> None:
+        self._host.end()
+        call: Call = event.value  # type: ignore[assignment]
+        call()
 
     def _ran(self, event: Event) -> None:
         self._host.end()
@@ -189,8 +260,11 @@ class Loop:
             Timeout(self._env, wait_s, self._sleep).callbacks.append(self._woken)
 
     def _woken(self, event: Event) -> None:
-        if event.value == self._sleep and self.alive and not self._running:
-            self._turn()
+        if event.value == self._sleep and self.alive:
+            if self._running:
+                self._missed = True
+            else:
+                self._turn()
 
 
 class Broker:
@@ -235,46 +309,54 @@ class Broker:
 class Database:
     """One writer at a time, in order of arrival; readers are never kept waiting.
 
-    A transaction runs on a thread of the process that asks for it, so that it keeps a core of that process' host busy.
+    A transaction is computed by a thread of the process that asks for it, statement by statement: see `Loop.lend`.
     """
 
     def __init__(self, env: Environment, slowness: float = 1.0) -> None:
         self._env, self._slowness = env, slowness
-        self._waiting: deque[tuple[float, Host, Call]] = deque()
-        self._busy = False
+        self._waiting: deque[tuple[float, int, Loop, Call]] = deque()
+        self._busy, self._began_at = False, 0.0
         self.busy_s = 0.0
 
-    def write(self, took_s: float, host: Host, then: Call) -> None:
-        """A writing transaction of `took_s` on a thread on `host`, then `then`."""
-        self._waiting.append((took_s * self._slowness, host, then))
+    def write(self, took_s: float, statements: int, loop: Loop, then: Call) -> None:
+        """A writing transaction of `took_s` by the process of `loop`, then `then`."""
+        self._waiting.append((took_s * self._slowness / statements, statements, loop, then))
         if not self._busy:
             self._begin()
 
     def _begin(self) -> None:
-        self._busy = True
-        took_s, host, then = self._waiting.popleft()
-        wall_s = host.begin(took_s)
-        self.busy_s += wall_s
+        each_s, statements, loop, then = self._waiting.popleft()
+        self._busy, self._began_at = True, self._env.now
 
-        def done(_: Event) -> None:
-            host.end()
+        def go_on(left: int) -> None:
+            if left:
+                loop.lend(each_s, partial(go_on, left - 1))
+                return
             self._busy = False
+            self.busy_s += self._env.now - self._began_at
             if self._waiting:
                 self._begin()
             then()
 
-        _after(self._env, wall_s, done)
+        go_on(statements)
 
-    def read(self, took_s: float, then: Call) -> None:
-        """A reading transaction of `took_s`, then `then`."""
-        _after(self._env, took_s * self._slowness, lambda _: then())
+    def read(self, took_s: float, loop: Loop, then: Call) -> None:
+        """A reading transaction of `took_s` by the process of `loop`, then `then`."""
+        if loop.switch_s:
+            loop.lend(took_s * self._slowness, then)
+        else:
+            _after(self._env, took_s * self._slowness, lambda _: then())
 
 
 class LedgerWriter:
-    """Commits the results of one process' users in groups: at least every 100 ms, and when the end of a batch asks."""
+    """Commits the results of one process' users in groups: at least every 100 ms, and when the end of a batch asks.
 
-    def __init__(self, env: Environment, database: Database, host: Host) -> None:
-        self._env, self._database, self._host = env, database, host
+    All who ask before it hears of it share a commit. It is a task of the event loop, and spends `handing_s` there on
+    each commit.
+    """
+
+    def __init__(self, env: Environment, database: Database, loop: Loop, handing_s: float) -> None:
+        self._env, self._database, self._loop, self._handing_s = env, database, loop, handing_s
         self._rows, self._busy, self._armed = 0, False, False
         self._waiting: list[Call] = []
         self._costs = (0.0, 0.0)
@@ -295,7 +377,7 @@ class LedgerWriter:
             return
         self._waiting.append(then)
         if not self._busy:
-            self._commit()
+            self._gather(GATHERING)
 
     def stop(self) -> None:
         """The process is dead: what was not written is lost."""
@@ -306,19 +388,29 @@ class LedgerWriter:
         if self._rows and not self._busy:
             self._commit()
 
+    def _gather(self, turns: int) -> None:
+        self._busy = True
+        if turns:
+            self._loop.soon(0.0, lambda: self._gather(turns - 1))
+        else:
+            self._commit()
+
     def _commit(self) -> None:
         rows, waiting, self._rows, self._waiting, self._busy = self._rows, self._waiting, 0, [], True
         self.before()
 
-        def done() -> None:
-            self._busy = False
+        def durable() -> None:
             self.after()
+            self._loop.soon(self._handing_s, told)
+
+        def told() -> None:
+            self._busy = False
             for then in waiting:
                 then()
             if self._waiting:
-                self._commit()
+                self._gather(GATHERING)
 
-        self._database.write(self._costs[0] + rows * self._costs[1], self._host, done)
+        self._database.write(self._costs[0] + rows * self._costs[1], WRITING, self._loop, durable)
 
 
 class Window:

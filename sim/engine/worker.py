@@ -22,7 +22,7 @@ class Worker:
     def __init__(self, model: Model, number: int, host: int, queues: Sequence[str]) -> None:
         self.model, self.number, self.host, self.queues = model, number, host, queues
         self.name = f"w{number}"
-        self.busy_s = 0.0
+        self.busy_s = self.lent_s = 0.0
         self.start()
         longest_s = max(model.topology.queues[queue].sweep_s for queue in queues)
         self.sweeps_from = -uniform(model.seed, Stream.JITTER, 0, 3 + number) * longest_s
@@ -38,9 +38,10 @@ class Worker:
             costs.timer_overshoot_s,
             costs.cold_s,
             2 if model.relieved == "loop" else 1,
+            costs.switch_s,
         )
         self.gates = build_gates(self)
-        self.writer = LedgerWriter(model.env, model.database, model.hosts[self.host])
+        self.writer = LedgerWriter(model.env, model.database, self.loop, costs.handing_s)
         self.free = {queue: model.slots(queue) for queue in self.queues}
         self.renews_from = float("inf")
         self.held = held = dict[Job, Attempt]()
@@ -68,6 +69,7 @@ class Worker:
         self.loop.stop()
         self.writer.stop()
         self.busy_s += self.loop.busy_s
+        self.lent_s += self.loop.lent_s
         for waiting in self.model.idle.values():
             waiting.pop(self, None)
         for attempt in self.held.values():

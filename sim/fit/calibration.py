@@ -39,6 +39,8 @@ COLD_TASK_S, COLD_LOOP_S = 1e-4, 1.5e-4  # per wake of a sleeping loop
 LOOP_JOB_S = 3e-4  # per job, outside its task
 WAKES = 3  # of an attempt besides those of its users: its start and its database steps
 BUSY = 0.7  # of the time; a loop that computes longer keeps those waiting who come back to it
+HANDING = 0.25  # of the client's part of a call to the broker: handing a transaction to a thread, and being told of it
+SWITCH_S = 0.005  # CPython's switch interval, which the kit leaves as it is
 IDLE_CPU = 0.02  # per second and process, whatever happens
 
 
@@ -153,7 +155,7 @@ def _type(
         flush = _database(
             steps[(steps["back"] == 0) & (steps["place"] > 0)], usual.flush_s, usual.flush_user_s, users=1.0
         )
-        page = usual.page_s, usual.page_user_s
+        page = opened[0], usual.page_user_s  # looking an event up, which is no step of its own
     return (
         TypeProfile(
             fan_out=fan_out,
@@ -218,8 +220,8 @@ def _loop(seen: Sequence[Observed], notes: list[str]) -> tuple[Estimate, Estimat
         [1.0, HOT, 1.0, 1.0],
     )
     client_s = float(np.median([one.probe.client_cpu_s for one in seen]))
-    # Taking and finishing are calls of their own; the model charges the client's part of them apart.
-    rest = max(per_job.value - 2 * client_s, per_job.value / 4)
+    # Taking and finishing are calls of their own, and a batch has two transactions: charged apart in the model.
+    rest = max(per_job.value - 2 * (1 + HANDING) * client_s, per_job.value / 4)
     return per_job.model_copy(update={"value": rest}), per_user, cold
 
 
@@ -264,6 +266,8 @@ def _host(seen: Sequence[Observed], scale: Estimate, queue: Estimate, cold: Esti
         announce_s=_shrunk(announcing, usual.announce_s.value),
         enqueue_s=_shrunk(enqueueing, usual.enqueue_s.value),
         restart_s=_shrunk(np.asarray(restarts), usual.restart_s.value),
+        handing_s=Estimate(value=HANDING * client.value, error=HANDING * client.value / 2),
+        switch_s=SWITCH_S,
         spread=float(np.median([one.probe.spread for one in calm])),
         yardstick=float(np.median([yardstick_of(one.run) for one in seen])),
     )

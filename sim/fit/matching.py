@@ -22,7 +22,13 @@ from sim.running.scenario import Scenario
 
 STEP = 0.08  # of the logarithm: large enough to be felt through timers that count in milliseconds
 MOST_CALLS = 15
-HOST: Mapping[str, float] = {"cold_s": 0.7, "queue_cpu_s": 0.7, "client_cpu_s": 0.3, "cpu_scale": 0.05}
+HOST: Mapping[str, float] = {
+    "cold_s": 0.7,
+    "queue_cpu_s": 0.7,
+    "client_cpu_s": 0.3,
+    "cpu_scale": 0.05,
+    "handing_s": 0.7,
+}
 BATCH: Mapping[str, float] = {
     "job_cpu_s": 0.7,
     "user_cpu_s": 0.7,
@@ -30,10 +36,18 @@ BATCH: Mapping[str, float] = {
     "open_user_s": 0.7,
     "flush_s": 0.7,
     "flush_user_s": 0.7,
+    "page_s": 0.7,
 }
 FAN_OUT: Mapping[str, float] = {"job_cpu_s": 0.7, "page_cpu_s": 0.7, "batch_cpu_s": 0.7, "page_s": 0.7, "flush_s": 0.7}
 """The costs that may move, and the standard deviation of the logarithm of what is believed of each."""
-NOISE: Mapping[str, float] = {"loop": 0.03, "makespan": 0.015, "service": 0.03, "wait": 0.2, "database": 0.3}
+NOISE: Mapping[str, float] = {
+    "loop": 0.03,
+    "threads": 0.03,
+    "makespan": 0.015,
+    "service": 0.03,
+    "wait": 0.2,
+    "database": 0.3,
+}
 """How well each statistic of a run is known, as a share of it."""
 SHORTEST_S = 2e-4
 """Added to both sides of a comparison of times, so that differences of microseconds count for nothing."""
@@ -108,13 +122,15 @@ def _of_run(one: Observed) -> dict[str, float]:
     if loops and len(loops) == len(one.run.workers):
         up_s = sum(worker["stopped_at"] - worker["ready_at"] for worker in one.run.workers)
         found["loop"] = max(0.0, sum(loops) - IDLE_CPU * up_s)
+        found["threads"] = sum(float(worker["cpu_s"]) for worker in one.run.workers) - sum(loops)
     return found
 
 
 def _of_outcome(one: Observed, outcome: Outcome) -> dict[str, float]:
     run = one.run
     loops = len(run.deployment.processes(run.topology)) * run.deployment.hosts
-    return _of_attempts(outcome.attempts()) | {"loop": outcome.utilisation["loop"] * loops * outcome.ended_at_s}
+    loop_s = outcome.utilisation["loop"] * loops * outcome.ended_at_s
+    return _of_attempts(outcome.attempts()) | {"loop": loop_s, "threads": outcome.threads_s}
 
 
 def _of_attempts(attempts: pd.DataFrame) -> dict[str, float]:

@@ -30,8 +30,10 @@ CPU_TIMES = (
     "cold_s",
     "queue_cpu_s",
     "enqueue_s",
+    "handing_s",
 )
 TYPE_CPU_TIMES = ("job_cpu_s", "user_cpu_s", "page_cpu_s", "batch_cpu_s")
+THREAD_TIMES = ("open_s", "open_user_s", "flush_s", "flush_user_s", "page_s", "page_user_s")
 OTHER_TIMES = ("timer_overshoot_s", "broker_wire_s", "wake_s", "announce_s", "restart_s")
 WIDEST = 0.5  # relative error beyond which a number is no guess any more
 SPEED = 0.09  # a run whose host is 15 % off its speed is marked as disturbed: 1.645 standard deviations
@@ -82,6 +84,10 @@ class HostProfile(Part):
     announce_s: Estimate
     enqueue_s: Estimate
     restart_s: Estimate
+    handing_s: Estimate = Estimate(value=0.0)
+    switch_s: NonNegativeFloat = Field(
+        default=0.0, description="how long a thread waits for Python's interpreter at most (0: it need not)"
+    )
     spread: NonNegativeFloat = Field(description="relative spread of the probe's repeats of one piece of work")
     yardstick: NonNegativeFloat = Field(
         default=0.0, description="the scale that probes and yardsticks saw beside the runs (0: cpu_scale)"
@@ -156,6 +162,8 @@ class Profile(Part):
                 announce_s=Estimate(value=5e-3),
                 enqueue_s=Estimate(value=3e-5),
                 restart_s=Estimate(value=1.5),
+                handing_s=Estimate(value=2e-5),
+                switch_s=0.005,
                 spread=0.0,
             ),
             job_types={"batch": nominal_type(fan_out=False), "fan-out": nominal_type(fan_out=True)},
@@ -168,7 +176,9 @@ class Profile(Part):
         nominal, nothing = cls.nominal(), Estimate(value=0.0)
         zero = {name: nothing for name, value in nominal.host if isinstance(value, Estimate)}
         kept = {name: getattr(nominal.host, name) for name in ("cpu_scale", "crowded", "restart_s")}
-        host = nominal.host.model_copy(update=zero | kept | {"timer_resolution_s": 0.0, "broker_clock_s": 0.0})
+        host = nominal.host.model_copy(
+            update=zero | kept | {"timer_resolution_s": 0.0, "broker_clock_s": 0.0, "switch_s": 0.0}
+        )
         types = {
             name: job.model_copy(update={key: nothing for key, value in job if isinstance(value, Estimate)})
             for name, job in nominal.job_types.items()
@@ -219,6 +229,7 @@ class Profile(Part):
             crowded=max(1.0, host.crowded.draw(noise)),
             timer_resolution_s=host.timer_resolution_s,
             broker_clock_s=host.broker_clock_s,
+            switch_s=host.switch_s,
             types={
                 name: fitted[name] if name in fitted else self._nearest(job_type, fitted)
                 for name, job_type in topology.job_types.items()
@@ -233,6 +244,26 @@ class Profile(Part):
         seen = yardstick_of(run)
         return seen / (self.host.yardstick or self.host.cpu_scale.value) if seen == seen else 1.0
 
+    def own_speed_of(self, run: Run) -> float:
+        """The same by what `run` itself shows: the CPU that its attempts took for the work that is described.
+
+        That work is a fixed number of loop turns, so a run tells its own speed, also where the host's changes between
+        probe and run. Of runs whose attempts do little described work: `speed_of`.
+        """
+        took_s = expected_s = described_s = 0.0
+        for name, job_type in run.topology.job_types.items():
+            rows = run.attempts[run.attempts["job_type"] == name]
+            rows = rows[rows["outcome"].isin(["done", "retry", "dead"])]
+            if job_type.fan_out or not len(rows):
+                continue
+            costs = self.job_types.get(name) or next(one for one in self.job_types.values() if not one.fan_out)
+            jobs, users = len(rows), float(rows["users"].sum())
+            work_s = 1e-6 * self.host.cpu_scale.value * (job_type.cpu_us * jobs + job_type.per_user.cpu_us * users)
+            took_s += float(rows["cpu_s"].sum())
+            described_s += work_s
+            expected_s += work_s + costs.job_cpu_s.value * jobs + costs.user_cpu_s.value * users
+        return took_s / expected_s if described_s > 0.5 * took_s > 0 else self.speed_of(run)
+
     def at(self, speed: float) -> Profile:
         """The same host while its CPU work takes `speed` times as long."""
 
@@ -240,7 +271,9 @@ class Profile(Part):
             found = {name: getattr(part, name) for name in names}
             return {name: Estimate(**{**vars(e), "value": speed * e.value}) for name, e in found.items()}
 
-        types = {name: kind.model_copy(update=scaled(kind, TYPE_CPU_TIMES)) for name, kind in self.job_types.items()}
+        # A transaction is work of a thread, which the host's speed decides as it does the loop's.
+        names = TYPE_CPU_TIMES + THREAD_TIMES
+        types = {name: kind.model_copy(update=scaled(kind, names)) for name, kind in self.job_types.items()}
         return self.model_copy(
             update={"host": self.host.model_copy(update=scaled(self.host, CPU_TIMES)), "job_types": types}
         )

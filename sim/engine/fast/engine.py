@@ -77,7 +77,7 @@ def _with_room(topology: Topology, tables: Tables, sends: Sends, scale: int) -> 
 def _outcome(topology: Topology, arrivals: list[Arrival], tables: Tables, found: tuple[Any, ...]) -> Outcome:
     _, _, ended_at_s, drained, ended, order, totals, parts, *rows = found
     slot_s, lane_s, provider_s, broker_s, database_s = map(float, totals)
-    busy_s, core_s, wakes, admitted, event_at = map(np.array, parts)
+    busy_s, core_s, wakes, admitted, event_at, lent_s = map(np.array, parts)
     served = zip(tables.serves_from, tables.serves_from[1:], strict=False)
     utilisation = shares(
         span_s=ended_at_s,
@@ -95,7 +95,8 @@ def _outcome(topology: Topology, arrivals: list[Arrival], tables: Tables, found:
     )
     columns = [[np.array(column) for column in part] for part in rows]
     attempts = Rows(topology, arrivals, tables, np.array(order[:ended], np.int64), event_at, *columns)
-    return Outcome(attempts, utilisation, bool(drained), float(ended_at_s), sum(wakes.tolist()))
+    told = sum(wakes.tolist()), sum(lent_s.tolist())
+    return Outcome(attempts, utilisation, bool(drained), float(ended_at_s), *told)
 
 
 class Rows(Mapping[str, Any]):

@@ -12,15 +12,7 @@ from typing import Any
 def push(heap: Any, entry: Any) -> None:
     """`heapq.heappush`."""
     heap.append(entry)
-    time, number, place = entry[0], entry[1], len(heap) - 1
-    while place > 0:
-        parent = (place - 1) >> 1
-        above = heap[parent]
-        if time > above[0] or (time == above[0] and number > above[1]):
-            break
-        heap[place] = above
-        place = parent
-    heap[place] = entry
+    rise(heap, entry, len(heap) - 1)
 
 
 def pop(heap: Any) -> Any:
@@ -44,19 +36,41 @@ def pushpop(heap: Any, entry: Any) -> Any:
     return top
 
 
+def replace(heap: Any, entry: Any) -> Any:
+    """`heapq.heapreplace`."""
+    top = heap[0]
+    settle(heap, entry)
+    return top
+
+
 def settle(heap: Any, entry: Any) -> None:
-    """Put `entry` in the place of the first one, and it sinks to where it belongs."""
-    time, number, place, child, size = entry[0], entry[1], 0, 1, len(heap)
+    """Put `entry` in the place of the first one, and it sinks to where it belongs.
+
+    As in `heapq` the place sinks to the end and `entry` rises from there, which is mostly where it belongs: the smaller
+    child is found without a branch, of which the processor could not guess the way.
+    """
+    place, child, size = 0, 1, len(heap)
     while child < size:
-        below = heap[child]
         if child + 1 < size:
-            other = heap[child + 1]
-            if other[0] < below[0] or (other[0] == below[0] and other[1] < below[1]):
-                below = other
-                child += 1
-        if time < below[0] or (time == below[0] and number < below[1]):
-            break
-        heap[place] = below
+            left, right = heap[child][0], heap[child + 1][0]
+            if left == right:
+                child += heap[child + 1][1] < heap[child][1]
+            else:
+                child += right < left
+        heap[place] = heap[child]
         place = child
         child = 2 * place + 1
+    rise(heap, entry, place)
+
+
+def rise(heap: Any, entry: Any, place: int) -> None:
+    """Put `entry` in `place`, which is free, or above it."""
+    time, number = entry[0], entry[1]
+    while place > 0:
+        parent = (place - 1) >> 1
+        above = heap[parent]
+        if time > above[0] or (time == above[0] and number > above[1]):
+            break
+        heap[place] = above
+        place = parent
     heap[place] = entry

@@ -11,7 +11,7 @@ users of a retry only their places are handed on, in linked nodes.
 # ruff: noqa: SIM109 - a tuple of names is built anew for each test of what is in it
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, heappushpop
+from heapq import heapify, heappop, heappush, heappushpop, heapreplace
 from math import ceil
 from typing import Any
 
@@ -20,17 +20,23 @@ from saqkit.spec.draws import uniform
 JITTER: Any = 5  # draws.Stream.JITTER
 TEMPORARY = 1
 FLUSH_EVERY_S, COLD_AFTER_S = 0.1, 0.001
+GATHERING, OPENING, WRITING = 3, 4, 3
 SHORTEST_S, BLOCKING_S, EARLY_S = 0.001, 0.01, 0.11
 NEVER = float("inf")
 CHUNK = 1000  # the model's ENQUEUE_CHUNK
 
 # What a worker's loop can be asked to do; as an event: the burst before it is over.
 GO_ON, TALK, REPLIED, BLOCK, ANSWERED, PAUSE_IS_OVER, BEGIN, WORK, WORKED = 0, 1, 2, 3, 4, 5, 6, 7, 8
-NEXT_PAGE, PAGE_READ, ENQUEUE, ADVANCE, ADVANCED, SERVE, END, TIME_OUT, NOTHING = 9, 10, 11, 12, 13, 14, 15, 16, 17
+NEXT_PAGE, PAGE_READ, ENQUEUE, ADVANCE, ADVANCED, SERVE, END, TIME_OUT, GATHER = 9, 10, 11, 12, 13, 14, 15, 16, 17
+TOLD, NOTHING = 18, 19
 # The other events.
 WOKEN, STORED, TALKED, REPLY, ASKED, ANSWER, BLOCKED, ENOUGH, WAKE = 20, 21, 22, 23, 24, 25, 26, 27, 28
-COMMITTED, FLUSH_DUE, PAGE_SERVED, PAGE_REPLIED, PUT_SERVED, PUT_REPLIED, START, OPEN = 29, 30, 31, 32, 33, 34, 35, 36
-ARRIVE, ANNOUNCED, PUT, ENQUEUED, DRAINED, DEADLINE, STOP, WRITTEN = 37, 38, 39, 40, 41, 42, 43, 44
+COMPUTED, FLUSH_DUE, PAGE_SERVED, PAGE_REPLIED, PUT_SERVED, PUT_REPLIED, START, OPEN = 29, 30, 31, 32, 33, 34, 35, 36
+ARRIVE, ANNOUNCED, PUT, ENQUEUED, DRAINED, DEADLINE, STOP, GIVEN_BACK = 37, 38, 39, 40, 41, 42, 43, 44
+CODES = 64  # a transaction is the code of the step that its end leads to, and so many times the statements to come
+
+NOBODY = -(1 << 62)  # no place of a send is before it
+LEAST_S = 1e-9  # what a burst has to take to be sure to move the time on
 
 DONE, RETRY, DEAD = 0, 1, 2  # as in `lifecycle.OUTCOMES`
 STOPPED, STUCK, NO_DRAW, NO_ROOM = 0, 1, 2, 3
@@ -68,6 +74,9 @@ def simulate(t: Any, sends: Any) -> Any:
     kind_of, over, at_place, to_serve, lanes_left = _ints(room), _ints(room), _ints(room), _ints(room), _ints(room)
     again_first, again_last, flush_after, ended_after = _ints(room), _ints(room), _ints(room), _ints(room)
     ended, order = 0, _ints(room)
+    # Of an attempt of plain users (first sends, recorded in the ledger) `upto` is the place behind the last of them, of
+    # the others `NOBODY`; of the former `to_serve` is brought up to date only when it is read.
+    upto, each_s = _ints(room), _floats(room)
 
     nodes, node_place, node_after = 0, _ints(t.nodes), _ints(t.nodes)
     lanes, lane_attempt, lane_user, lane_coming = 0, _ints(t.lanes), _ints(t.lanes), _ints(t.lanes)
@@ -111,8 +120,12 @@ def simulate(t: Any, sends: Any) -> Any:
     words = (workers + 61) // 62
     events = len(t.event_s)
     known, event_at = _ints(events * words), _floats(events)  # the processes that looked an event up, a bit each
-    broker_free_s, broker_busy_s, database, writing = 0.0, 0.0, _floats(1), _ints(1)
-    writes = [(0.0, 0, 0, 0, 0.0)][1:]  # transactions that wait for the one writer: how long, and the event at the end
+    broker_free_s, broker_busy_s = 0.0, 0.0
+    # Transactions that wait for the one writer, and those that wait for the interpreter of their process: since when,
+    # how long a statement takes, whose, and what it is. Of the one that is carried out: how long, and since when.
+    writes, asked = [(0.0, 0, 0, 0)][1:], [[(0.0, 0.0, 0, 0)][1:] for _ in range(workers)]
+    writing, statement_s, began_at, database = _ints(1), _floats(1), _floats(1), _floats(1)
+    lent, missed, lent_s, back_at = _ints(workers), _ints(workers), _floats(workers), _floats(workers)
     slot_s, lane_s, all_provider_s = 0.0, 0.0, 0.0
     arrived, open_jobs, drained, status, lacking = 0, 0, 0, STOPPED, -1
 
@@ -139,23 +152,48 @@ def simulate(t: Any, sends: Any) -> Any:
         else:
             status = STUCK
             break
-        call, turning, resumed = NOTHING, True, -1
-        if kind == COMMITTED or kind == WRITTEN:  # the writer is free, and so is the core that it was on
-            host_running[host_of[w]] -= 1
-            writing[0] = 0
-            n = _begin_write(heap, n, now, t, writes, writing, database, host_running, core_s)
-
+        call = NOTHING
         if kind < NOTHING:
             running[w] -= 1
             host_running[host_of[w]] -= 1
             burst_s, call = value, kind
         elif kind == WOKEN:
-            if arg != sleep[w] or running[w]:
+            if arg != sleep[w]:
                 continue
-        elif kind == STORED or kind == WRITTEN or kind == PAGE_REPLIED:
+            if running[w]:
+                missed[w] = 1
+                continue
+        elif kind == COMPUTED or kind == GIVEN_BACK:  # a statement of a transaction
+            host_running[host_of[w]] -= 1
+            inside, code, left, said = -1, int(value) % CODES, int(value) // CODES, False
+            if kind == GIVEN_BACK:
+                running[w] -= 1
+                back_at[w] = now
+                inside = w
+            if left:
+                n = _lend(heap, n, now, t, w, statement_s[0], arg, code + CODES * (left - 1), inside,
+                          asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
+            else:
+                if code == SERVE or code == ADVANCED or code == TOLD:
+                    writing[0] = 0
+                    database[0] += now - began_at[0]
+                    n = _begin_write(heap, n, now, t, inside, writes, writing, statement_s, began_at,
+                                     asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
+                if code == TOLD or not over[arg]:
+                    ready[w].append((t.handing_s, code, arg))
+                    said = True
+            if kind == COMPUTED:
+                if not said or running[w] >= servers:
+                    continue
+            elif not missed[w] and len(ready[w]) == next_ready[w]:
+                n = _lend_on(heap, n, now, t, w, asked, running, lent, host_running, core_s, lent_s, back_at)
+                continue
+            sleep[w] += 1
+        elif kind == STORED or kind == PAGE_REPLIED:
             if over[arg]:
                 continue
-            ready[w].append((0.0, int(value), arg))
+            handed = kind == STORED and int(value) != END  # not where there was nothing to write
+            ready[w].append((t.handing_s if handed else 0.0, int(value), arg))
             if running[w] >= servers:
                 continue
             sleep[w] += 1
@@ -245,6 +283,7 @@ def simulate(t: Any, sends: Any) -> Any:
                         try_users[tries] = to_serve[tries] = job_users[j] if batch[of] else job_left_users[j]
                         ready_at[tries], taken_at[tries], kind_of[tries] = job_ready_at[j], now, of
                         again_first[tries] = ended_after[tries] = -1
+                        upto[tries] = NOBODY
                         if job_attempt[j] > 1:
                             at_place[tries] = -2 - job_left[j]
                         else:
@@ -307,14 +346,12 @@ def simulate(t: Any, sends: Any) -> Any:
         elif kind == FLUSH_DUE:
             armed[w] = 0
             if rows[w] and not committing[w]:
-                writes.append(
-                    ((flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness, COMMITTED, w, flush_first[w], 0.0)
-                )
-                n = _begin_write(heap, n, now, t, writes, writing, database, host_running, core_s)
+                took_s = (flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness
+                writes.append((took_s / WRITING, w, flush_first[w], TOLD + CODES * WRITING))
+                n = _begin_write(heap, n, now, t, -1, writes, writing, statement_s, began_at,
+                                 asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                 rows[w], flush_first[w], committing[w] = 0, -1, 1
             continue
-        elif kind == COMMITTED:
-            committing[w], turning, resumed = 0, False, arg
         elif kind == PAGE_SERVED or kind == PUT_SERVED:
             if kind == PAGE_SERVED:
                 j, first, left, of, w = try_job[arg], w, int(value), kind_of[arg], try_worker[arg]
@@ -413,8 +450,118 @@ def simulate(t: Any, sends: Any) -> Any:
         # The loop of process w: a call, if a burst before it is over, then turns until it is busy or asleep. Where the
         # end of a burst or of a sleep would be the next event of all, it need not go through the heap.
         mine, soon, at, left = ready[w], timers[w], next_ready[w], todo[w]
-        committed, host, limit_s = not turning, host_of[w], first_limit_s[w]
+        host, limit_s = host_of[w], first_limit_s[w]
+        missed[w] = 0
         while True:
+            if single and not asked[w] and (call == NOTHING or call == GO_ON) and armed[w]:
+                # Plain users, one burst and one sleep after the other, as long as nothing else happens anywhere. What
+                # is done here is what is done below for everybody; it stops where there is anything to decide.
+                next_s, interrupted = heap[0][0] if heap else NEVER, False
+                k = host_running[host] + 1
+                longer, crowded = stretch[k], k > cores
+                number, recorded, busy, core, sleeping = numbers[w], rows[w], busy_s[w], core_s[host], asleep[w]
+                turn_s, standing = -1.0, False  # timers up to `turn_s` are of the turn; the first may be used up
+                a = place = -1
+                if call == GO_ON:
+                    a = lane_attempt[arg]
+                    place = lane_coming[arg] if upto[a] != NOBODY else -1
+                while True:
+                    if call == GO_ON:
+                        if place < 0 or fate[lane_user[arg]] or latency[place] <= 0:
+                            break
+                        provider_s[a] += now - burst_s - lane_asked_at[arg]
+                        recorded += 1
+                        lane_user[arg] = place
+                        lane_asked_at[arg] = now
+                        number += 1
+                        if standing:
+                            heapreplace(soon, (now + latency[place], number, GO_ON, arg))
+                        else:
+                            heappush(soon, (now + latency[place], number, GO_ON, arg))
+                        call = NOTHING
+                    if left:
+                        if mine[at][1] != GO_ON:
+                            break
+                        arg = mine[at][2]
+                    else:
+                        if not soon:
+                            break
+                        top_s, _, what, arg = soon[0]
+                        if what != GO_ON:
+                            break
+                        if top_s > turn_s:  # the turn is over
+                            if limit_s <= now or len(mine) > at:
+                                break
+                            if top_s > now:
+                                if limit_s <= top_s or over[lane_attempt[arg]]:
+                                    break
+                                at_s = top_s - now
+                                if resolution_s:
+                                    k = ceil(at_s / resolution_s - 1e-6)
+                                    at_s = k * resolution_s if k > 1 else resolution_s
+                                at_s = now + (at_s + overshoot_s)
+                                n += 1
+                                if not sleeping:
+                                    sleeping, slept_at[w] = 1, now
+                                if at_s >= next_s:
+                                    interrupted = True
+                                    break
+                                now = at_s
+                                if limit_s <= now:
+                                    break
+                            turn_s = now
+                    a = lane_attempt[arg]
+                    place = at_place[a]
+                    if place >= upto[a]:
+                        break
+                    standing = not left
+                    if left:
+                        at += 1
+                        left -= 1
+                    else:
+                        lent[w] = 0
+                    at_place[a] = place + 1
+                    burst_s = each_s[a]
+                    cpu_s[a] += burst_s
+                    if sleeping:
+                        sleeping, slept_s = 0, now - slept_at[w]
+                        coldness = slept_s / (slept_s + COLD_AFTER_S)
+                        wakes[w] += coldness
+                        burst_s += cold_s * coldness
+                    burst_s *= longer
+                    core += burst_s * cores / (host_running[host] + 1) if crowded else burst_s
+                    busy += burst_s
+                    n += 1
+                    at_s = now + burst_s
+                    if at_s >= next_s:
+                        interrupted, call = True, GO_ON
+                        break
+                    now = at_s
+                    call = GO_ON
+                numbers[w], rows[w], busy_s[w], core_s[host], asleep[w] = number, recorded, busy, core, sleeping
+                if standing and call == GO_ON:
+                    heappop(soon)
+                while soon and soon[0][0] <= turn_s:
+                    _, _, what, lane = heappop(soon)
+                    if what == GO_ON and over[lane_attempt[lane]]:
+                        lane_attempt[lane] = -1
+                        free_lanes.append(lane)
+                    else:
+                        mine.append((0.0, what, lane))
+                        left, lent[w] = left + 1, 0
+                if interrupted:
+                    held = True
+                    if call == GO_ON:
+                        lane_coming[arg] = place
+                        host_running[host] += 1
+                        running[w] += 1
+                        holding = (at_s, n - 1, GO_ON, w, arg, burst_s)
+                    else:
+                        sleep[w] += 1
+                        holding = (at_s, n - 1, WOKEN, w, sleep[w], 0.0)
+                    break
+                if call == GO_ON and upto[a] != NOBODY:
+                    lane_coming[arg] = place
             if call == GO_ON:
                 a = lane_attempt[arg]
                 if over[a]:
@@ -467,12 +614,8 @@ def simulate(t: Any, sends: Any) -> Any:
                                         flush_after[flush_last[w]] = a
                                     flush_last[w] = a
                                     if not committing[w]:
-                                        took_s = (flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness
-                                        writes.append((took_s, COMMITTED, w, flush_first[w], 0.0))
-                                        n = _begin_write(
-                                            heap, n, now, t, writes, writing, database, host_running, core_s
-                                        )
-                                        rows[w], flush_first[w], committing[w] = 0, -1, 1
+                                        committing[w] = 1
+                                        mine.append((0.0, GATHER, GATHERING - 1))
                     else:
                         lane_asked_at[arg] = now
                         latency_s = latency[place] if waits[of] else 0.0
@@ -483,6 +626,24 @@ def simulate(t: Any, sends: Any) -> Any:
                             mine.append((0.0, GO_ON, arg))
             elif call == NOTHING:
                 pass
+            elif call == GATHER:
+                if arg:
+                    mine.append((0.0, GATHER, arg - 1))
+                else:
+                    took_s = (flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness
+                    writes.append((took_s / WRITING, w, flush_first[w], TOLD + CODES * WRITING))
+                    n = _begin_write(heap, n, now, t, w, writes, writing, statement_s, began_at,
+                                     asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
+                    rows[w], flush_first[w] = 0, -1
+            elif call == TOLD:
+                committing[w], a = 0, arg
+                while a >= 0:
+                    if not over[a]:
+                        mine.append((0.0, END, a))
+                    a = flush_after[a]
+                if flush_first[w] >= 0:
+                    committing[w] = 1
+                    mine.append((0.0, GATHER, GATHERING - 1))
             elif call == TALK:
                 feed, asks, count, a = w * queues + arg, 0, 0, ended_first[w * queues + arg]
                 while a >= 0:
@@ -553,8 +714,8 @@ def simulate(t: Any, sends: Any) -> Any:
                     if known[job_event[j] * words + w // 62] >> (w % 62) & 1:
                         call = WORK
                     else:
-                        heappush(heap, (now + t.type_page_s[of] * t.slowness, n, STORED, w, a, float(WORK)))
-                        n += 1
+                        n = _lend(heap, n, now, t, w, t.type_page_s[of] * t.slowness, a, WORK, w,
+                                  asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                 if call == WORK:
                     known[job_event[j] * words + w // 62] |= 1 << (w % 62)
                     cpu_s[a] += t.type_cpu_s[of]
@@ -590,12 +751,15 @@ def simulate(t: Any, sends: Any) -> Any:
                     call = END if length < t.type_page[of] else NEXT_PAGE
                 elif call == TIME_OUT:
                     try_error[a], call, again_users[a], again_first[a] = 2, END, 0, -1
+                    if upto[a] != NOBODY:
+                        to_serve[a] = upto[a] - at_place[a]
                     if not batch[of]:
                         flying = [-1]
                         for lane in range(lanes):
                             if lane_attempt[lane] == a:
                                 flying.append(lane_user[lane])
-                                flying.append(lane_coming[lane])
+                                if not single:  # a burst may be under way
+                                    flying.append(lane_coming[lane])
                         claimed, node = try_users[a] - to_serve[a], job_left[j]
                         place = t.type_offset[of] + t.event_start[job_event[j]] + job_first[j] - 2
                         for k in range(try_users[a]):
@@ -622,6 +786,8 @@ def simulate(t: Any, sends: Any) -> Any:
                 elif call == ADVANCE:
                     stored, took_s = ADVANCED, t.type_flush_s[of]
                 elif call == SERVE:
+                    if at_place[a] >= 0 and waits[of] and ledger[of] and user_cpu_s[of] > LEAST_S:
+                        upto[a], each_s[a] = at_place[a] + to_serve[a], user_cpu_s[of]
                     lanes_left[a] = max(1, min(t.type_lanes[of], try_users[a]))
                     for _ in range(lanes_left[a]):
                         if free_lanes:
@@ -638,14 +804,16 @@ def simulate(t: Any, sends: Any) -> Any:
                     asked_at[a] = now
                     took_s *= t.slowness
                     if stored == SERVE or stored == ADVANCED:  # a writing transaction
-                        writes.append((took_s, WRITTEN, w, a, float(stored)))
-                        n = _begin_write(heap, n, now, t, writes, writing, database, host_running, core_s)
+                        statements = OPENING if stored == SERVE else WRITING
+                        writes.append((took_s / statements, w, a, stored + CODES * statements))
+                        n = _begin_write(heap, n, now, t, w, writes, writing, statement_s, began_at,
+                                         asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                     else:
-                        heappush(heap, (now + took_s, n, STORED, w, a, float(stored)))
-                        n += 1
+                        n = _lend(heap, n, now, t, w, took_s, a, stored, w,
+                                  asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
 
             if call == END:
-                over[a] = 1
+                over[a], upto[a] = 1, NOBODY
                 withdrawn[w] += 1
                 if withdrawn[w] > 100 and withdrawn[w] > (len(soon) + len(limits[w])) / 2:
                     _withdraw(soon, limits[w], over, lane_attempt, free_lanes)
@@ -665,7 +833,7 @@ def simulate(t: Any, sends: Any) -> Any:
 
             if status != STOPPED:
                 break
-            if turning and (single or running[w] < servers):
+            if single or running[w] < servers:
                 next_lane, any_ready = -1, left > 0
                 if not any_ready:  # a turn is over: the timers that are due come next
                     if at:
@@ -695,6 +863,23 @@ def simulate(t: Any, sends: Any) -> Any:
                             break
                     left = len(mine)
                     any_ready = left > 0 or next_lane >= 0
+                    if any_ready and asked[w] and not lent[w]:  # a thread has the interpreter between two turns
+                        if next_lane >= 0:
+                            mine.insert(0, (0.0, GO_ON, next_lane))
+                        left, call = 0, NOTHING
+                        n = _lend_it(heap, n, now, t, w, asked, running, lent, host_running, core_s, lent_s, back_at)
+                        if single:
+                            break
+                        continue
+                    if any_ready:
+                        lent[w] = 0
+                elif asked[w] and now - asked[w][0][0] >= t.switch_s:  # or takes it
+                    call = NOTHING
+                    n = _lend_it(heap, n, now, t, w, asked, running, lent, host_running, core_s, lent_s, back_at)
+                    lent[w] = 0
+                    if single:
+                        break
+                    continue
                 if any_ready:
                     if next_lane >= 0:
                         burst_cpu_s, call, arg = 0.0, GO_ON, next_lane
@@ -704,6 +889,8 @@ def simulate(t: Any, sends: Any) -> Any:
                         left -= 1
                     if call == GO_ON:  # a lane claims its next user only now
                         a = lane_attempt[arg]
+                        if upto[a] != NOBODY:
+                            to_serve[a] = upto[a] - at_place[a]
                         if over[a] or not to_serve[a]:
                             lane_coming[arg] = -1
                         else:
@@ -738,7 +925,7 @@ def simulate(t: Any, sends: Any) -> Any:
                     busy_s[w] += wall_s
                     at_s = now + wall_s
                     n += 1
-                    if single and not committed and (not heap or at_s < heap[0][0]):
+                    if single and (not heap or at_s < heap[0][0]):
                         now, burst_s = at_s, wall_s
                         continue
                     host_running[host] = k
@@ -786,30 +973,15 @@ def simulate(t: Any, sends: Any) -> Any:
                     if at_s >= 0:
                         sleep[w] += 1
                         n += 1
-                        if not held and not committed and (not heap or at_s < heap[0][0]):
+                        if not held and not asked[w] and (not heap or at_s < heap[0][0]):
                             now = at_s
                             continue
                         if held:
                             heappush(heap, holding)
                         held, holding = True, (at_s, n - 1, WOKEN, w, sleep[w], 0.0)
-            if not committed:
-                break
-            # After a commit those who waited for it go on, one by one.
-            turning, call = False, NOTHING
-            while resumed >= 0 and not turning:
-                a, resumed = resumed, flush_after[resumed]
-                if not over[a]:
-                    mine.append((0.0, END, a))
-                    if running[w] < servers:
-                        turning = True
-                        sleep[w] += 1
-            if not turning:
-                if flush_first[w] >= 0:
-                    took_s = (flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness
-                    writes.append((took_s, COMMITTED, w, flush_first[w], 0.0))
-                    n = _begin_write(heap, n, now, t, writes, writing, database, host_running, core_s)
-                    rows[w], flush_first[w], committing[w] = 0, -1, 1
-                break
+            if asked[w]:
+                n = _lend_on(heap, n, now, t, w, asked, running, lent, host_running, core_s, lent_s, back_at)
+            break
         if status != STOPPED:
             break
         next_ready[w], todo[w], first_limit_s[w] = at, left, limit_s
@@ -818,7 +990,7 @@ def simulate(t: Any, sends: Any) -> Any:
     per_job = (job_kind, job_event, job_first, job_priority, job_parent, job_queued_at)
     per_attempt = (try_job, try_worker, try_number, try_users, refused, again_users, try_outcome, try_error)
     times = (ready_at, taken_at, started_at, finished_at, cpu_s, provider_s, database_s)
-    parts = (busy_s, core_s, wakes, admitted, event_at)
+    parts = (busy_s, core_s, wakes, admitted, event_at, lent_s)
     return status, lacking, now, drained, ended, order, totals, parts, per_job, per_attempt, times
 
 
@@ -834,20 +1006,70 @@ def _floats(count: int) -> Any:
 
 
 def _begin_write(
-    heap: Any, n: int, now: float, t: Any, writes: Any, writing: Any, database: Any, host_running: Any, core_s: Any
-) -> int:
+    heap: Any, n: int, now: float, t: Any, inside: int, writes: Any, writing: Any, statement_s: Any, began_at: Any,
+    asked: Any, running: Any, lent: Any, host_running: Any, core_s: Any, lent_s: Any, back_at: Any
+) -> int:  # fmt: skip
     """The first of the transactions that wait begins, if the writer is free; returns the next event's number."""
     if writing[0] or not writes:
         return n
-    took_s, kind, w, arg, value = writes.pop(0)
+    each_s, w, arg, code = writes.pop(0)
+    writing[0], statement_s[0], began_at[0] = 1, each_s, now
+    return _lend(heap, n, now, t, w, each_s, arg, code - CODES, inside,
+                 asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
+
+
+def _lend(
+    heap: Any, n: int, now: float, t: Any, w: int, cpu_s: float, arg: int, code: int, inside: int,
+    asked: Any, running: Any, lent: Any, host_running: Any, core_s: Any, lent_s: Any, back_at: Any
+) -> int:  # fmt: skip
+    """A thread of process w is to compute a statement; `inside`: the process whose loop is at it now, or -1."""
+    if not t.switch_s:
+        if code == WORK or code == NEXT_PAGE or code == PAGE_READ:
+            heappush(heap, (now + cpu_s, n, STORED, w, arg, float(code)))
+            return n + 1
+        wall_s = _on_core(t, w, cpu_s, host_running, core_s)
+        lent_s[w] += wall_s
+        heappush(heap, (now + wall_s, n, COMPUTED, w, arg, float(code)))
+        return n + 1
+    asked[w].append((now, cpu_s, arg, code))
+    if w == inside:
+        return n
+    return _lend_on(heap, n, now, t, w, asked, running, lent, host_running, core_s, lent_s, back_at)
+
+
+def _lend_on(
+    heap: Any, n: int, now: float, t: Any, w: int,
+    asked: Any, running: Any, lent: Any, host_running: Any, core_s: Any, lent_s: Any, back_at: Any
+) -> int:  # fmt: skip
+    """Threads that wait for the interpreter get it, if the loop does not compute."""
+    while asked[w] and running[w] < t.servers:
+        n = _lend_it(heap, n, now, t, w, asked, running, lent, host_running, core_s, lent_s, back_at)
+    return n
+
+
+def _lend_it(
+    heap: Any, n: int, now: float, t: Any, w: int,
+    asked: Any, running: Any, lent: Any, host_running: Any, core_s: Any, lent_s: Any, back_at: Any
+) -> int:  # fmt: skip
+    """The thread that waited longest gets the interpreter of process w."""
+    asked_at, cpu_s, arg, code = asked[w].pop(0)
+    running[w] += 1
+    lent[w] = 1
+    slept_s = max(0.0, asked_at - back_at[w])
+    wall_s = _on_core(t, w, cpu_s + t.cold_s * (slept_s / (slept_s + COLD_AFTER_S)), host_running, core_s)
+    lent_s[w] += wall_s
+    heappush(heap, (now + wall_s, n, GIVEN_BACK, w, arg, float(code)))
+    return n + 1
+
+
+def _on_core(t: Any, w: int, cpu_s: float, host_running: Any, core_s: Any) -> Any:
+    """A burst begins on the host of process w; returns how long it will take."""
     host = t.host_of[w]
     k = host_running[host] + 1
-    wall_s = took_s * t.stretch[k]
+    wall_s = cpu_s * t.stretch[k]
     core_s[host] += wall_s if k <= t.cores else wall_s * t.cores / k
-    host_running[host], writing[0] = k, 1
-    database[0] += wall_s
-    heappush(heap, (now + wall_s, n, kind, w, arg, value))
-    return n + 1
+    host_running[host] = k
+    return wall_s
 
 
 def _page_cpu_s(t: Any, kind: int, users: int) -> Any:

@@ -14,6 +14,7 @@ from sim.engine.costs import ProviderCosts
 from sim.engine.draws import TEMPORARY, Draws
 from sim.engine.fast.tables import providers_used
 
+NOT_PLAIN = np.int8(TEMPORARY)  # the fate at place -1, of a lane that has no user yet: nothing to hurry past
 CHUNK = 1 << 15  # of draws at a time: what stays in the processor's cache
 
 
@@ -81,4 +82,4 @@ def deal(
     if later:
         latency = np.concatenate([latency, *(part[0] for part in later)])
         fate = np.concatenate([fate, *(part[1] for part in later)])
-    return Sends(latency, fate, next_place)
+    return Sends(latency, np.append(fate, NOT_PLAIN), next_place)

@@ -84,6 +84,8 @@ class Tables(NamedTuple):
     broker_job_cpu_s: float
     client_cpu_s: float
     queue_cpu_s: float
+    handing_s: float
+    switch_s: float
     cold_s: float
     clock_s: float
     clock_phase_s: float
@@ -185,6 +187,8 @@ def flatten(
         broker_job_cpu_s=costs.broker_job_cpu_s * half,
         client_cpu_s=costs.client_cpu_s,
         queue_cpu_s=costs.queue_cpu_s,
+        handing_s=costs.handing_s,
+        switch_s=costs.switch_s,
         cold_s=costs.cold_s,
         clock_s=costs.broker_clock_s,
         clock_phase_s=uniform(seed, Stream.JITTER, 0, 2) * costs.broker_clock_s,
