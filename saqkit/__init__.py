@@ -9,9 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saqkit.judging_health import Thresholds
     from saqkit.measuring import measure
+    from saqkit.operators import health, operate
     from saqkit.probing_queue import probe
+    from saqkit.queue.batches import Batch
+    from saqkit.queue.payload import Payload, PayloadKeys
     from saqkit.queue.queue import Queue
+    from saqkit.queue.submitting import NewJob
+    from saqkit.queue.timetable import Schedule
+    from saqkit.queue.unique import Unique
     from saqkit.recorder.wrapping import record
     from saqkit.spec.deployment import Deployment
     from saqkit.spec.distributions import Percentiles
@@ -23,16 +30,25 @@ if TYPE_CHECKING:
     from saqkit.worker.for_saq import settings
 
 _HOMES = {
+    "Batch": "saqkit.queue.batches",
     "Deployment": "saqkit.spec.deployment",
+    "NewJob": "saqkit.queue.submitting",
+    "Payload": "saqkit.queue.payload",
+    "PayloadKeys": "saqkit.queue.payload",
     "Percentiles": "saqkit.spec.distributions",
     "Queue": "saqkit.queue.queue",
     "Recording": "saqkit.spec.recorded",
     "Run": "saqkit.spec.runs",
+    "Schedule": "saqkit.queue.timetable",
+    "Thresholds": "saqkit.judging_health",
     "Topology": "saqkit.spec.topology",
+    "Unique": "saqkit.queue.unique",
     "Workload": "saqkit.spec.workload",
+    "health": "saqkit.operators",
     "load": "saqkit.spec.topology",
     "measure": "saqkit.measuring",
     "one_queue": "saqkit.spec.one_queue",
+    "operate": "saqkit.operators",
     "probe": "saqkit.probing_queue",
     "read_recording": "saqkit.spec.recorded",
     "record": "saqkit.recorder.wrapping",
@@ -41,16 +57,25 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batch",
     "Deployment",
+    "NewJob",
+    "Payload",
+    "PayloadKeys",
     "Percentiles",
     "Queue",
     "Recording",
     "Run",
+    "Schedule",
+    "Thresholds",
     "Topology",
+    "Unique",
     "Workload",
+    "health",
     "load",
     "measure",
     "one_queue",
+    "operate",
     "probe",
     "read_recording",
     "record",

@@ -147,7 +147,7 @@ class Firing:
 
     async def _counts(self) -> tuple[int, int, int]:
         """(jobs that have not ended, those of them that are delayed, attempts that have ended), of one moment."""
-        places = ["incomplete", "leases", *(f"queued:{level}" for level in range(1, 5))]
+        places = ["incomplete", "leases", "outgoing", *(f"queued:{level}" for level in range(1, 5))]
         async with self._redis.pipeline(transaction=True) as pipe:
             for queue in self._queues.values():
                 for place in places:

@@ -146,8 +146,8 @@ def at_once(rows: pd.DataFrame) -> float:
     return max(int(((rows["started_at"] <= at) & (rows["finished_at"] > at)).sum()) for at in rows["started_at"])
 
 
-def place_in_line(job_type: str) -> Measure:
-    return lambda rows: float(rows["taken_at"].rank()[rows["job_type"] == job_type].mean())
+def place_in_line(value: str, column: str = "job_type") -> Measure:
+    return lambda rows: float(rows["taken_at"].rank()[rows[column] == value].mean())
 
 
 def later_ready(rows: pd.DataFrame) -> float:
@@ -186,6 +186,13 @@ BY_TOPIC = {"entry": [{"topic": "made"}]}
 SINGLES = {"entry": [{"job_type": "welcome"}]}
 TWICE = {"max_attempts": 2}
 LIMITED = {"queues.mail.rate_limit": {"limit": 2, "period_s": 0.4}}
+TENANTS = {
+    "entry": [{"topic": name, "tenant": name, "share": 0.5} for name in ("north", "south")],
+    "topics": {"north": {"starts": ["welcome"]}, "south": {"starts": ["welcome"]}},
+    "workload.arrivals": {"kind": "recorded", "at_s": [0, 0.02], "entries": ["north", "south"], "users": [20, 4]},
+    "providers.email.latency.mean_s": 0.04,
+}
+ONE_OF_A_TENANT = {**TENANTS, "queues.mail.running_limits": [{"key": "tenant", "limit": 1}]}
 RATED = {"providers.email.rate": {"limit": 5, "period_s": 0.3}}
 BREAKING = {
     "providers.email.temporary_share": 1.0,
@@ -267,6 +274,18 @@ ROWS: dict[str, Row] = {
         {"queues.mail.rate_limit.unit": "users"}, makespan, "more",
         {"queues.mail.rate_limit": {"limit": 6, "period_s": 0.3}},
     ),
+    "Queue.weights": Row(
+        {"queues.mail.weights": {"critical": 1, "high": 1, "normal": 1, "low": 100}}, place_in_line("audit"), "less",
+        {**BY_TOPIC, "topics.made.starts": ["welcome", "audit"], "queues.mail.concurrency": 1,
+         "job_types.audit.priority": "low", "providers.email.latency.mean_s": 0.03},
+    ),
+    "Queue.fairness": Row({"queues.mail.fairness": "tenants"}, place_in_line("south", "tenant"), "less", TENANTS),
+    "Queue.tenant_rate_limit": Row({"queues.mail.tenant_rate_limit": {"limit": 2, "period_s": 0.4}}, makespan, "more"),
+    "Queue.running_limits": Row(
+        {"queues.mail.running_limits": [{"key": "job_type", "limit": 1}]}, at_once, "less", TENANTS
+    ),
+    "RunningLimit.key": Row({"queues.mail.running_limits.0.key": "job_type"}, at_once, "less", ONE_OF_A_TENANT),
+    "RunningLimit.limit": Row({"queues.mail.running_limits.0.limit": 2}, makespan, "less", ONE_OF_A_TENANT),
     "Queue.tick_s": Row({"queues.mail.tick_s": 3.0}, later_ready, "more", FAILING,
                         real="tests/queue/test_backoff_on_queue.py::test_three_attempts_use_two_delays"),
     "Queue.lease_s": Row({"queues.mail.lease_s": 6.0}, when("lost"), "more", KILLED,
@@ -298,6 +317,9 @@ ROWS: dict[str, Row] = {
     "FanOut.to": Row({"job_types.announce.fan_out.to": "welcome"}, of_type("welcome"), "more"),
     "FanOut.batch_size": Row({"job_types.announce.fan_out.batch_size": 10}, attempts, "less"),
     "FanOut.page_size": Row({"job_types.announce.fan_out.page_size": 5}, distinct("queued_at"), "more"),
+    "FanOut.on_complete": Row({"job_types.announce.fan_out.on_complete": "audit"}, of_type("audit"), "more"),
+    "FanOut.on_success": Row({"job_types.announce.fan_out.on_success": "audit"}, of_type("audit"), "more"),
+    "FanOut.on_death": Row({"job_types.announce.fan_out.on_death": "audit"}, of_type("audit"), "more", FAILING),
     "FollowUp.to": Row(
         {"job_types.notify.follow_up.0.to": "welcome"}, of_type("welcome"), "more",
         {"job_types.notify.follow_up": [{"to": "audit"}]},

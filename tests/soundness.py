@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 
 from saqkit.spec.lifecycle import POISON_CRASHES
-from saqkit.spec.topology import RateLimit
+from saqkit.spec.topology import Queue, RateLimit
+from sim.engine.choosing_line import choosing_field
 from sim.engine.model import Model
 from sim.engine.outcome import Outcome
+from sim.engine.stock import StockModel
 
 ORDER = ["event_at", "queued_at", "ready_at", "taken_at", "started_at", "finished_at"]
 EXACT = 1e-9
+MICROSECOND = 1e-6  # on whole ones a queue that chooses keeps its windows, as the broker does
 
 
 @contextmanager
@@ -49,8 +52,8 @@ def sound(model: Model, outcome: Outcome) -> pd.DataFrame:
         _no_slot_serves_two(ordered, model)
         _nothing_is_busier_than_it_can_be(ordered, model, outcome)
         for name, line in model.lines.items():
-            if line.window:
-                _the_window_is_never_exceeded(frame[frame["queue"] == name], line.window.limit)
+            if not isinstance(model, StockModel):
+                _the_limits_are_kept(frame[frame["queue"] == name], line.spec, model)
     return frame
 
 
@@ -100,22 +103,41 @@ def _no_slot_serves_two(frame: pd.DataFrame, model: Model) -> None:
     """From being taken to being finished; what a dead process held is not counted."""
     held = frame[frame["outcome"] != "lost"]
     for (_, queue), rows in held.groupby(["worker", "queue"]):
-        at = np.concatenate([rows["finished_at"], rows["taken_at"]])
-        change = np.repeat([-1, 1], len(rows))
-        order = np.lexsort((change, at))
-        assert np.cumsum(change[order]).max() <= model.slots(str(queue))
+        assert most_at_once(rows) <= model.slots(str(queue))
 
 
-def _the_window_is_never_exceeded(frame: pd.DataFrame, limit: RateLimit) -> None:
+def _the_limits_are_kept(frame: pd.DataFrame, queue: Queue, model: Model) -> None:
+    slack_s = MICROSECOND if choosing_field(queue) else EXACT
+    if queue.rate_limit:
+        no_window_exceeds(frame, queue.rate_limit, slack_s)
+    for _, rows in frame.groupby("tenant"):
+        if queue.tenant_rate_limit:
+            no_window_exceeds(rows, queue.tenant_rate_limit, slack_s)
+    types = model.topology.job_types
+    values = {**{name: frame[name] for name in ("tenant", "job_type", "event")},
+              "provider": frame["job_type"].map({name: t.per_user.provider for name, t in types.items()})}  # fmt: skip
+    for limit in queue.running_limits:
+        for _, rows in frame.groupby(values[limit.key]):
+            assert most_at_once(rows) <= limit.limit
+
+
+def no_window_exceeds(frame: pd.DataFrame, limit: RateLimit, slack_s: float = EXACT) -> None:
     """The weight taken in any window of the period; a job beyond the limit is alone in its own, longer one."""
     taken = frame.sort_values("taken_at", kind="stable")
     at = taken["taken_at"].to_numpy()
     weight = np.maximum(1, taken["users"].to_numpy()) if limit.unit == "users" else np.ones(len(taken))
     upto = np.concatenate(([0.0], np.cumsum(weight)))
     length = limit.period_s * np.maximum(1.0, weight / limit.limit)
-    end = np.searchsorted(at, at + length - EXACT, side="left")
+    end = np.searchsorted(at, at + length - slack_s, side="left")
     inside = upto[end] - upto[:-1]
     assert (inside <= np.maximum(limit.limit, weight)).all()
+
+
+def most_at_once(frame: pd.DataFrame) -> int:
+    """How many attempts were under way at once, from being taken to being finished, or if lost to being recovered."""
+    at = np.concatenate([frame["finished_at"], frame["taken_at"]])
+    change = np.repeat([-1, 1], len(frame))
+    return int(np.cumsum(change[np.lexsort((change, at))]).max(initial=0))
 
 
 def _nothing_is_busier_than_it_can_be(frame: pd.DataFrame, model: Model, outcome: Outcome) -> None:

@@ -176,6 +176,9 @@ async def test_what_a_killed_worker_had_recorded_is_read_and_what_it_held_is_los
 
     with worker():  # another one finds it, and fails in its time
         await ended(queue, "long")
+        async with asyncio.timeout(20):  # until the file tells of it
+            while (saqkit.read_recording(folder).attempts["job"] == "long").sum() < 2:
+                await asyncio.sleep(0.1)
     rows = saqkit.read_recording(folder).attempts
     late = rows[rows["job"] == "long"].sort_values("finished_at")
     assert next(iter(late["outcome"])) == "lost"

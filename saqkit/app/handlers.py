@@ -26,8 +26,9 @@ from saqkit.app.serving import Serving, channel_of
 from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
 from saqkit.errors import SaqkitError, TemporaryFailure
+from saqkit.queue.batches import Batch
 from saqkit.queue.queue import Queue
-from saqkit.spec.topology import JobType, Topology
+from saqkit.spec.topology import CALLBACKS, JobType, Topology
 
 logger = logging.getLogger("saqkit")
 HOST = socket.gethostname()
@@ -133,6 +134,7 @@ class Application:
         edge = spec.fan_out
         assert edge is not None
         queue = self.queues[self.topology.job_types[edge.to].queue]
+        batch = await self._batch(queue, spec, job, event) if edge.calls_back else None
         size = max(1, edge.page_size // edge.batch_size) * edge.batch_size  # whole batches, but for the last
         burn(spec.cpu_us)
         with attempt.database():
@@ -146,6 +148,8 @@ class Application:
                 with attempt.database():
                     await self.store.advance_fan_out(event.id, name, cursor, count, reached, False)
         logger.info("processing job %s for event %d", job.key, event.id)
+        if batch and not batch.open:  # an execution before this one had enqueued them all
+            return {"users": found, "batches": batches}
         while True:
             with attempt.database():
                 page = await self.store.audience_page(event.id, cursor, size)
@@ -158,14 +162,30 @@ class Application:
                                     parent=job.key))  # fmt: skip
             if jobs:
                 jobs[0].meta["page"] = (page[-1], len(jobs), len(page))
-                await queue.enqueue_many(jobs, chunk=len(jobs))
+                if batch:
+                    await queue.add_to_batch(batch.id, jobs, chunk=len(jobs))
+                else:
+                    await queue.enqueue_many(jobs, chunk=len(jobs))
                 cursor = page[-1]
             found, batches, finished = found + len(page), batches + len(jobs), len(page) < size
             with attempt.database():
                 await self.store.advance_fan_out(event.id, name, cursor, len(jobs), len(page), finished)
             if finished:
+                if batch:
+                    await queue.close_batch(batch.id)
                 logger.info("event %d: found %d users, %d batches of %d", event.id, found, batches, edge.batch_size)
                 return {"users": found, "batches": batches}
+
+    async def _batch(self, queue: Queue, spec: JobType, job: Job, event: EventRow) -> Batch:
+        """The batch of a fan-out, which has its key; opened by its first execution."""
+        callbacks: dict[str, Any] = {}
+        for name in CALLBACKS:
+            if target := getattr(spec.fan_out, name):
+                priority = job.priority if self._inherits(job, spec) else None
+                key = f"{target}:{job.key}:{name}"
+                callbacks[name] = new_job(self.topology, target, key, event, priority=priority, parent=job.key)
+                callbacks[name].queue = self.queues[self.topology.job_types[target].queue]
+        return await queue.open_batch(job.key, **callbacks)
 
     @staticmethod
     def _inherits(job: Job, spec: JobType) -> bool:
@@ -222,9 +242,10 @@ class Application:
         await self.store.abandon(int(kwargs["event"]), kwargs["users"], channel_of(self.topology, spec), reason)
 
     async def _follow_up(self, spec: JobType, job: Job, event: EventRow, users: list[int]) -> None:
+        """Say which jobs follow; they are enqueued in the step that makes this one done."""
         for edge in spec.follow_up:
             follower = new_job(self.topology, edge.to, f"{edge.to}:{job.key}", event, users, parent=job.key)
-            await self.queues[self.topology.job_types[edge.to].queue].enqueue_many([follower])
+            await self.queues[self.topology.job_types[edge.to].queue].follow_up(job, follower)
 
     def _write_steps(self, job: Job, attempt: Attempt) -> None:
         if self._steps_file is None or not attempt.steps:

@@ -165,7 +165,8 @@ def _channels(topology: Topology) -> set[str]:
     reached, found = [*topology.starts(topology.entry[0])], set[str]()
     for name in reached:
         job = topology.job_types[name]
-        reached += [target for _, target in job.edges() if target not in reached]
+        served = [target for key, target in job.edges() if not key.startswith("fan_out.on_")]  # those have no users
+        reached += [target for target in served if target not in reached]
         if job.per_user.database == "ledger":
             provider = job.per_user.provider
             found.add(topology.providers[provider].channel if provider else "none")

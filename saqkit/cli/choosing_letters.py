@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saqkit.queue.queue import Queue
     from saqkit.spec.topology import Topology
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]  # see options.Count
@@ -32,7 +32,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # see options.Count
         if isinstance(value, float):
             return value
         if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value):
-            return -float(ago[1]) * _UNITS[ago[2]]
+            return -float(ago[1]) * UNITS[ago[2]]
         try:
             at = datetime.fromisoformat(value)
             return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

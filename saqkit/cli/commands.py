@@ -10,9 +10,12 @@ from saqkit.cli.capacity import calibrate, compare, demo, measure, predict, prob
 from saqkit.cli.dead_letters import dlq
 from saqkit.cli.describing import show, systems
 from saqkit.cli.inferring import infer
-from saqkit.cli.operating import broker, health, stats, users
+from saqkit.cli.limiting import limit, prioritise
+from saqkit.cli.operating import broker, users
 from saqkit.cli.options import Commands
 from saqkit.cli.planning import plan, what_if
+from saqkit.cli.steering import cancel, clean, clear, concurrency, pause, promote, recording, resume, retry_failed
+from saqkit.cli.watching import health, jobs, stats, workers
 from saqkit.cli.working import worker
 
 
@@ -25,6 +28,7 @@ def commands() -> None:
     """
 
 
-for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan, what_if,
-                 infer, worker, broker, users, announce, stats, health, dlq):  # fmt: skip
+for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan, what_if, infer,
+                 worker, broker, users, announce, stats, health, workers, jobs, pause, resume, concurrency, limit,
+                 clear, cancel, promote, prioritise, retry_failed, clean, recording, dlq):  # fmt: skip
     commands.add_command(_command)

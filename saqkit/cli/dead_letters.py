@@ -142,7 +142,7 @@ def replay(
 
     async def reopen(letters: list[DeadLetter]) -> None:
         nonlocal reopened
-        reopened += await _reopen(wanted.topology, letters, merged)
+        reopened += await reopen_users(wanted.topology, letters, merged)
 
     async def carry_out() -> list[Chosen]:
         async with open_queues(wanted.topology, wanted.redis) as every:
@@ -296,7 +296,7 @@ def _object(text: str | None) -> dict[str, Any]:
     return found
 
 
-async def _reopen(topology: Topology, letters: list[DeadLetter], merged: Mapping[str, Any]) -> int:
+async def reopen_users(topology: Topology, letters: list[DeadLetter], merged: Mapping[str, Any]) -> int:
     """The ledger gave these jobs' users up; a worker serves only those who are pending."""
     from saqkit.app.location import database_url
     from saqkit.app.store import Store

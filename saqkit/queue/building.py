@@ -7,7 +7,7 @@ from typing import Any
 from redis import asyncio as aioredis
 
 from saqkit.queue.queue import Queue
-from saqkit.spec.topology import Topology
+from saqkit.spec.topology import Taking, Topology
 
 
 class SharedPool(aioredis.ConnectionPool):
@@ -42,7 +42,8 @@ def build_queues(topology: Topology, url: str, *, seed: int = 0, prefix: str = "
     for name, spec in topology.queues.items():
         settings: dict[str, Any] = {
             "name": f"{prefix}{name}",
-            "rate_limit": spec.rate_limit,
+            **{field: getattr(spec, field) for field in Taking.model_fields},
+            "providers": {job: j.per_user.provider for job, j in topology.job_types.items() if j.per_user.provider},
             "policies": {job: j.retry for job, j in topology.job_types.items() if j.queue == name},
             "lease_s": spec.lease_s,
             "sweep_s": spec.sweep_s,

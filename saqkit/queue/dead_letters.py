@@ -110,13 +110,15 @@ async def replay_all(
     to: Queue | str | None = None,
     before: Callable[[list[DeadLetter]], Awaitable[None]] | None = None,
     dry_run: bool = False,
+    limit: int | None = None,
 ) -> Chosen:
     """Replay (see `replay`) the dead letters that `where` means, in chunks; `before` is called with each chunk first.
 
-    Each chunk is one atomic step. With `dry_run` they are only counted.
+    At most `limit` of them, the oldest (None: all). Each chunk is one atomic step. With `dry_run` they are only
+    counted.
     """
     found = done = 0
-    async for chunk in _in_chunks(dead_letters(queue, None, where=where)):
+    async for chunk in _in_chunks(dead_letters(queue, limit, where=where)):
         found += len(chunk)
         if not dry_run:
             if before is not None:
@@ -235,7 +237,7 @@ def _letter(queue: Queue, key: str, died_at: float, fields: Sequence[bytes | Non
         key=key,
         queue=queue.name,
         function=job.function if job else "",
-        kwargs=(job.kwargs or {}) if job else {},
+        kwargs=queue.shown(job) if job else {},
         meta=(job.meta or {}) if job else {},
         priority=int(priority or 0),
         error=error.decode() if error else (job.error or "") if job else "",

@@ -28,6 +28,8 @@ _PAUSES_S = (0.02, 0.2)
 _NORMAL = int(Priority.NORMAL)
 
 Words = tuple[Any, ...]
+Said = int | bytes
+"""1 accepted, 0 refused because of its key, or the key of the job that has its unique id."""
 
 
 class Enqueuer:
@@ -35,46 +37,57 @@ class Enqueuer:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._waiting: list[tuple[Words, asyncio.Future[bool]]] = []
+        self._waiting: list[tuple[Words, asyncio.Future[Said]]] = []
         self._busy = False
         self._task: asyncio.Task[None] | None = None
 
     async def one(self, job: Job) -> bool:
         """Enqueue a job, together with those of others that are enqueued meanwhile; whether it was accepted."""
-        words = self._words(job)
+        words = self.words(job)
         if not self._busy:
             self._busy = True
             try:
-                return (await self._send([words]))[0]
+                return _accepted(job, (await self._send([words]))[0])
             finally:
                 self._busy = False
                 if self._waiting:
                     self._begin()
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
         self._waiting.append((words, future))
-        return await future
+        return _accepted(job, await future)
 
-    async def many(self, jobs: Iterable[Job], chunk: int) -> list[bool]:
-        """Enqueue jobs; returns for each whether it was accepted."""
-        left = iter(jobs)
+    async def many(self, jobs: Iterable[Job], chunk: int, batch: str = "") -> list[bool]:
+        """Enqueue jobs, as members of a batch if one is named; returns for each whether it was accepted."""
+        left, unique = enumerate(jobs), list[tuple[int, Job]]()
 
         async def chunks() -> AsyncIterator[list[Words]]:
             while batch := list(islice(left, chunk)):
-                for job in batch:
+                for n, job in batch:
                     await self._queue.prepare(job)
-                yield [self._words(job) for job in batch]
+                    if "unique" in job.__dict__:
+                        unique.append((n, job))
+                yield [self.words(job) for _, job in batch]
 
-        return await self._all(chunks())
+        said = await self._all(chunks(), batch)
+        for n, job in unique:
+            _accepted(job, said[n])
+        return [one == 1 for one in said]
 
-    async def _all(self, chunks: AsyncIterator[list[Words]]) -> list[bool]:
+    async def fire(self, call: str, jobs: Sequence[Job]) -> list[bool]:
+        """Enqueue the firings of a schedule, if `call` says what its script expects; else nothing is returned."""
+        for job in jobs:
+            await self._queue.prepare(job)
+        return [said == 1 for said in await self._send([self.words(job) for job in jobs], call)]
+
+    async def _all(self, chunks: AsyncIterator[list[Words]], batch: str = "") -> list[Said]:
         """Send chunks, each in a round trip; the next ones are written while the server works on the last."""
-        accepted: list[bool] = []
-        under_way: deque[asyncio.Task[list[bool]]] = deque()
+        accepted: list[Said] = []
+        under_way: deque[asyncio.Task[list[Said]]] = deque()
         try:
             async for chunk in chunks:
                 if len(under_way) == AHEAD:
                     accepted += await under_way.popleft()
-                under_way.append(asyncio.create_task(self._send(chunk), name="saqkit-enqueue"))
+                under_way.append(asyncio.create_task(self._send(chunk, batch=batch), name="saqkit-enqueue"))
                 await asyncio.sleep(0)  # it is on its way before the next chunk is made
         finally:
             await asyncio.gather(*under_way, return_exceptions=True)
@@ -94,23 +107,28 @@ class Enqueuer:
 
         def jobs() -> Iterator[Job]:
             for kwargs, key in pairs:
+                key = key or secrets.token_hex(16)
                 used.append(key)
                 yield QueuedJob(function=function, kwargs=dict(kwargs), key=key, **properties)
 
-        if not queue.plain:
-            accepted = await self.many(jobs(), chunk)
+        if not queue.plain or (queue.payload is not None and queue.payload.sealed(function)):
+            accepted: Sequence[Said] = await self.many(jobs(), chunk)
         else:
             model = QueuedJob(function=function, key="", **properties)
             await queue.prepare(model)
-            alike = self._words(model)[2:]
+            alike = self.words(model)[2:]
             stored = as_dict(model)
             for name in ("key", "queue", "status"):
                 stored.pop(name, None)
             head = compact(stored)[:-1]
 
-            def words(kwargs: Mapping[str, Any], key: str) -> Words:
+            def words(kwargs: Mapping[str, Any], key: str | None) -> Words:
+                key = key or secrets.token_hex(16)
                 used.append(key)
-                body = f'{head},"key":{compact(key)},"kwargs":{compact(kwargs)}}}'
+                try:
+                    body = f'{head},"key":{compact(key)},"kwargs":{compact(kwargs)}}}'
+                except (TypeError, ValueError, RecursionError) as error:
+                    raise not_json(key, function, kwargs, error) from error
                 return key, self._fits(body, key, function), *alike[:2], _weight(kwargs), alike[3]
 
             async def chunks() -> AsyncIterator[list[Words]]:
@@ -118,18 +136,28 @@ class Enqueuer:
                     yield batch
 
             accepted = await self._all(chunks())
-        return [key if one else None for key, one in zip(used, accepted, strict=True)]
+        return [key if one == 1 else None for key, one in zip(used, accepted, strict=True)]
 
-    def _words(self, job: Job) -> Words:
+    def words(self, job: Job) -> Words:
+        """What `enqueue.lua` is told of a job: key, body, priority, due, users, keep."""
         queue = self._queue
         level = job.priority or _NORMAL
         if level not in LEVELS:
             raise UsageError(f"priority {job.priority} of job {job.key}: 1 critical, 2 high, 3 normal, 4 low")
         if job.function in queue.policies:
             job.retries = queue.policies[job.function].max_attempts
-        body = self._fits(queue.serialize(job), job.key, job.function)
-        return (job.key, body, level, float(job.scheduled) if job.scheduled else 0, _weight(job.kwargs or {}),
-                float(job.meta.get("keep_key_s") or 0) or 0)  # fmt: skip
+        if queue.payload is not None:
+            queue.payload.refuse_elsewhere(job)
+        try:
+            text = queue.serialize(job)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise not_json(job.key, job.function, {**(job.kwargs or {}), "meta": job.meta}, error) from error
+        body, known = self._fits(text, job.key, job.function), job.__dict__
+        due = f"={known['fixed']:.6f}" if "fixed" in known else float(job.scheduled) if job.scheduled else 0
+        keep = float(job.meta.get("keep_key_s") or 0) or 0
+        if "unique" in known:
+            keep = known["unique"].words(keep)
+        return job.key, body, level, due, _weight(job.kwargs or {}), keep
 
     def _fits(self, body: str | bytes, key: str, function: str) -> str | bytes:
         most = self._queue.max_body_bytes
@@ -168,12 +196,13 @@ class Enqueuer:
                 if not future.done():
                     future.set_result(accepted)
 
-    async def _send(self, words: Sequence[Words]) -> list[bool]:
+    async def _send(self, words: Sequence[Words], call: str = "", batch: str = "") -> list[Said]:
         # A call whose reply was lost is known by its name: sent again, it reports success.
         queue = self._queue
-        args: list[Any] = [queue.tick_s, secrets.token_hex(4), now_seconds()]
-        alike = words[0][2:]
-        if all(one[2:] == alike for one in words):
+        call = call or secrets.token_hex(4)
+        args: list[Any] = [queue.tick_s, f"batch {batch} {call}" if batch else call, now_seconds()]
+        alike = words[0][2:] if words else ()
+        if words and all(one[2:] == alike for one in words):
             args += ("", *alike)
             for one in words:
                 args += one[:2]
@@ -182,10 +211,34 @@ class Enqueuer:
                 args += one
         for pause_s in _PAUSES_S:
             try:
-                return [bool(said) for said in await queue.run_script("enqueue", *args)]
+                return await self._run_script(args)
             except AWAY:
                 await asyncio.sleep(pause_s)
-        return [bool(said) for said in await queue.run_script("enqueue", *args)]
+        return await self._run_script(args)
+
+    async def _run_script(self, args: Sequence[Any]) -> list[Said]:
+        said: list[Said] = await self._queue.run_script("enqueue", *args)
+        if not said and args[1].startswith("batch "):
+            batch = args[1].split()[1]
+            raise UsageError(f"batch {batch} of queue {self._queue.name} is closed, or not known (open another one)")
+        return said
+
+
+def not_json(key: str, function: str, kwargs: Mapping[str, Any], error: Exception) -> UsageError:
+    """The error that says which argument of a job cannot be written down."""
+    for name, value in kwargs.items():
+        try:
+            compact(value)
+        except (TypeError, ValueError, RecursionError):
+            what = f"its {name} is a {type(value).__name__} that JSON cannot hold"
+            return UsageError(f"job {key} ({function}): {what} (pass texts, numbers, lists and tables of them)")
+    return UsageError(f"job {key} ({function}): cannot be written as JSON: {error}")
+
+
+def _accepted(job: Job, said: Said) -> bool:
+    if isinstance(said, bytes):
+        job.__dict__["twin"] = said.decode()
+    return said == 1
 
 
 def _weight(kwargs: Mapping[str, Any]) -> int:

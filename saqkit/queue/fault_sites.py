@@ -67,7 +67,9 @@ _MOMENTS = {
 @cache
 def sites() -> dict[str, str]:
     """Every site with its meaning: `<script>.before` and `.after` of each script, the same of other calls, moments."""
-    scripts = sorted(path.stem for path in (Path(__file__).parent / "scripts").glob("*.lua") if path.stem != "keys")
+    shared = ("keys", "lines", "choosing", "following")
+    folder = Path(__file__).parent / "scripts"
+    scripts = sorted(path.stem for path in folder.glob("*.lua") if path.stem not in shared)
     calls = {**{name: f"the script {name}.lua" for name in scripts}, **_CALLS}
     found = {}
     for name, what in calls.items():

@@ -15,7 +15,9 @@ from saq.utils import now as now_ms
 from saqkit.queue import fault_sites
 from saqkit.queue.ended import row_of, stored_body
 from saqkit.queue.flushing import Flusher
+from saqkit.queue.following import POSTED, Courier, told
 from saqkit.queue.leases import Claim, LeaseKeeper
+from saqkit.queue.payload import hidden_end
 from saqkit.queue.stored import StoredJobs
 from saqkit.spec.backoff import Retry
 from saqkit.spec.draws import Stream, uniform
@@ -33,6 +35,7 @@ class HeldJobs(StoredJobs):
     seed: int
     tick_s: float
     dead_cap: int
+    courier: Courier
     _taker: Taker
 
     def __init__(self, redis: aioredis.Redis, name: str, *options: Any) -> None:
@@ -50,7 +53,7 @@ class HeldJobs(StoredJobs):
     ) -> asyncio.Future[int]:
         """Say how the attempt of a job that this process holds has ended; the future is done when the server knows.
 
-        It gets 1 or 2 (said before) where the server took it, 0 where the claim was no longer held.
+        It gets 1, `POSTED` or 2 (said before) where the server took it, 0 where the claim was no longer held.
         """
         claim = self.claim_of(job)
         assert claim is not None
@@ -59,10 +62,13 @@ class HeldJobs(StoredJobs):
             if job.retryable:
                 return self.conclude_retry(job, error)
             status = Status.FAILED
+        result, error = hidden_end(job, result, error)
         job.status, job.result, job.error, job.completed = status, result, error, now_ms()
         if status == Status.COMPLETE:
             job.progress = 1.0
-            return self._say(claim, status, "finish", (), stored_body(self, job, claim), job.ttl, self._row(job, claim))
+            ttl, followers = told(claim, job.ttl)
+            body = stored_body(self, job, claim)
+            return self._say(claim, status, "finish", (), body, ttl, self._row(job, claim), *followers)
         if status == Status.ABORTED:
             facts = (error or "aborted", job.ttl, claim.token, self._row(job, claim), 0)
             return self._say(claim, status, "cancel", None, *facts)
@@ -78,7 +84,7 @@ class HeldJobs(StoredJobs):
         assert claim is not None
         if error and error.rstrip().endswith(f"KeyError: {job.function!r}") and "self.functions[job.function]" in error:
             return self.conclude(job, Status.FAILED, error=f"UnknownFunction: this worker has no {job.function}")
-        job.error = error
+        job.error = hidden_end(job, None, error)[1]
         row = self._row(job, claim)
         job.status, job.completed, job.started, job.progress, job.touched = Status.QUEUED, 0, 0, 0, now_ms()
         job.scheduled = 0
@@ -123,6 +129,8 @@ class HeldJobs(StoredJobs):
         if not said.result():
             logger.warning("job %s: the claim of this worker was no longer held, its result is refused", claim.key)
             return
+        if said.result() == POSTED:
+            self.courier.go()
         if claim.counts:
             self._count(becomes)
         if logger.isEnabledFor(logging.DEBUG):

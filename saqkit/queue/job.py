@@ -40,15 +40,21 @@ class QueuedJob(Job):
         return str(self.get_queue().namespace(f"aborted:{self.key}"))  # type: ignore[attr-defined]  # ours
 
     def to_dict(self) -> dict[str, Any]:
-        return as_dict(self)
+        return self._shown(as_dict(self))
 
     def info(self, full: bool = False) -> str:
         if not full and not logging.getLogger("saq").isEnabledFor(logging.INFO):
             return f"Job<function: {self.function}, key: {self.key}>"  # SAQ's worker asks for it, and logs nothing
-        told = as_dict(self)
+        told = self._shown(as_dict(self))
         if "status" in told:
             told["status"] = told["status"].name.lower()
         return f"Job<{', '.join(f'{k}: {v}' for k, v in told.items() if full or k in _IN_SHORT)}>"
+
+    def _shown(self, told: dict[str, Any]) -> dict[str, Any]:
+        hides = getattr(self.queue, "shown", None)
+        if told.get("kwargs") and hides is not None:
+            told["kwargs"] = hides(self)
+        return told
 
 
 def as_dict(job: Job) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Claim:
     recorded: bool = False
     until: float = float("inf")
     facts: dict[str, Any] = field(default_factory=dict)
+    followers: list[tuple[Any, ...]] = field(default_factory=list)
+    """Jobs that are to be queued when this attempt is done; see `saqkit.queue.following`."""
     lost: bool = False
     counts: bool = True
     """Whether its end is counted when the server knows; else whoever ends it counts."""

@@ -15,8 +15,26 @@ _VARYING = (
 )
 
 
+class Addressed:
+    """What the arguments and the `meta` of a job tell of whom it is for."""
+
+    kwargs: dict[str, Any]
+    meta: dict[str, Any]
+
+    @property
+    def tenant(self) -> str:
+        """Whom the job belongs to: its `meta["tenant"]`, empty if none."""
+        return str(self.meta.get("tenant", ""))
+
+    @property
+    def users(self) -> int:
+        """How many users it is for: the length of its argument `users`, 0 without one."""
+        users = self.kwargs.get("users")
+        return len(users) if isinstance(users, list | tuple) else 0
+
+
 @dataclass(frozen=True)
-class DeadLetter:
+class DeadLetter(Addressed):
     """A dead job: what it was, why it died (`error` is a stack trace or a reason), after how many attempts and crashes.
 
     `queued_at` (first enqueued), `started_at` (taken for its last attempt, by `worker`) and `died_at` are epoch seconds
@@ -36,17 +54,6 @@ class DeadLetter:
     started_at: float
     died_at: float
     worker: str
-
-    @property
-    def tenant(self) -> str:
-        """Whom the job belongs to: its `meta["tenant"]`, empty if none."""
-        return str(self.meta.get("tenant", ""))
-
-    @property
-    def users(self) -> int:
-        """How many users it is for: the length of its argument `users`, 0 without one."""
-        users = self.kwargs.get("users")
-        return len(users) if isinstance(users, list | tuple) else 0
 
     @property
     def reason(self) -> str:

@@ -9,34 +9,50 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from secrets import token_hex
+from typing import Any, Literal, Self
 
 from redis import asyncio as aioredis
 from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.utils import now as now_ms
 
+from saqkit.errors import UsageError
 from saqkit.queue import fault_sites
+from saqkit.queue.batches import BatchedJobs
+from saqkit.queue.configuring import ConfiguredJobs
 from saqkit.queue.connecting import queue_client
 from saqkit.queue.enqueueing import CHUNK, Enqueuer
+from saqkit.queue.following import Courier, follow_up
 from saqkit.queue.holding import HeldJobs
 from saqkit.queue.job import change, compact, new_job
 from saqkit.queue.leases import Claim, LeaseKeeper
+from saqkit.queue.operating import OperatedJobs
+from saqkit.queue.payload import IN_BODY, Payload, draw_curtain
 from saqkit.queue.silent_slots import SilentSlots
+from saqkit.queue.submitting import NewJob, Submitted, submit_many, told
 from saqkit.queue.taking import Taker
+from saqkit.queue.timetable import Schedule, Timetable
+from saqkit.queue.unique import Unique
 from saqkit.queue.upkeep import Upkeep
 from saqkit.spec.backoff import Retry
 from saqkit.spec.lifecycle import POISON_CRASHES, State
-from saqkit.spec.topology import RateLimit
+from saqkit.spec.topology import Priority, RateLimit, RunningLimit
 
 logger = logging.getLogger("saqkit")
 
 
-class Queue(HeldJobs):
+class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
     """A queue on Redis or Valkey.
 
     Args beyond `RedisQueue`'s:
         rate_limit: at most so many jobs (or users) are taken in any window, over all processes; default none
+        weights: of the four levels by name, shares of what is taken while all wait; default none: strictly by level
+        fairness: "tenants": inside a level the tenants (a job's `meta["tenant"]`) take turns; default "none"
+        tenant_rate_limit: as `rate_limit`, for each tenant; default none
+        running_limits: how many jobs of one tenant, job type, provider, argument … run at once, over all processes
+        providers: by job type the provider that it sends by, for a running limit of the key "provider"
         policies: retry policy by function name; a function without one keeps SAQ's `retries` and `retry_delay`
         lease_s: a claim expires this long after its last renewal (default 5)
         sweep_s: how often expired claims are looked for (default 5)
@@ -45,6 +61,8 @@ class Queue(HeldJobs):
         dead_cap: at most so many dead letters are kept, the oldest go first (default 100,000; 0: no limit)
         max_body_bytes: a job's body may not be longer (default 64 KB, 0: no limit)
         seed: for jitter, the same in the model
+        schedules: jobs that it gets again and again, while any process takes jobs of it (docs/scheduling.md)
+        payload: which arguments are sealed, or hidden where jobs are shown (docs/payload_safety.md)
 
     A job's `priority` is 1 critical, 2 high, 3 normal, 4 low; 0 (SAQ's default) counts as normal.
     """
@@ -64,6 +82,11 @@ class Queue(HeldJobs):
         swept_error_message: str | None = None,
         *,
         rate_limit: RateLimit | None = None,
+        weights: Mapping[str, float] | None = None,
+        fairness: Literal["none", "tenants"] = "none",
+        tenant_rate_limit: RateLimit | None = None,
+        running_limits: Sequence[RunningLimit] = (),
+        providers: Mapping[str, str] | None = None,
         policies: Mapping[str, Retry] | None = None,
         lease_s: float = 5.0,
         sweep_s: float = 5.0,
@@ -72,16 +95,29 @@ class Queue(HeldJobs):
         dead_cap: int = 100_000,
         max_body_bytes: int = 65_536,
         seed: int = 0,
+        schedules: Sequence[Schedule] = (),
+        payload: Payload | None = None,
     ) -> None:
+        if payload is not None and (dump is not None or load is not None):
+            raise UsageError(f"queue {name}: fields are sealed in JSON bodies (leave out dump and load, or payload)")
         super().__init__(redis, name, dump, load, max_concurrent_ops, swept_error_message)
         self.rate_limit, self.policies, self.seed = rate_limit, dict(policies or {}), seed
+        self._take_by(providers, {
+            "rate_limit": rate_limit, "weights": weights, "fairness": fairness, "tenant_rate_limit": tenant_rate_limit,
+            "running_limits": tuple(running_limits),
+        })  # fmt: skip
         self.lease_s, self.sweep_s, self.tick_s, self.dead_retention_s = lease_s, sweep_s, tick_s, dead_retention_s
         self.max_body_bytes = max_body_bytes
         self.worker_name = f"{socket.gethostname()}.{os.getpid()}"
         self.dead_cap = dead_cap
-        self._enqueuer = Enqueuer(self)
+        self.enqueuer = Enqueuer(self)
+        self.courier = Courier(self)
         self._taker = Taker(self)
         self.flusher.more = self._taker.more
+        self.payload, self._unopened = payload, set[str]()
+        if payload is not None:
+            draw_curtain()
+        self.timetable = Timetable(self, schedules)
         self._upkeep = Upkeep(self)
         self._slots = SilentSlots(self)
 
@@ -102,7 +138,7 @@ class Queue(HeldJobs):
         return await self._enqueue(job)
 
     async def _enqueue(self, job: Job) -> Job | None:
-        if not await self._enqueuer.one(job):
+        if not await self.enqueuer.one(job):
             return None
         if logger.isEnabledFor(logging.INFO):
             logger.info("Enqueued %s", job.info())
@@ -115,7 +151,7 @@ class Queue(HeldJobs):
         refused (`UsageError`) or the broker is away, chunks before it are enqueued: with keys of your own the call can
         be repeated.
         """
-        return await self._enqueuer.many(jobs, chunk)
+        return await self.enqueuer.many(jobs, chunk)
 
     async def enqueue_each(
         self, function: str, arguments: Iterable[Mapping[str, Any]], *, keys: Iterable[str] | None = None,
@@ -126,7 +162,37 @@ class Queue(HeldJobs):
         `keys`: one for each, none: made up. `properties` of all the jobs, as `priority` or `timeout`. Returns the keys,
         None where a job was not accepted; what is raised is as with `enqueue_many`.
         """
-        return await self._enqueuer.each(function, arguments, keys, chunk, properties)
+        return await self.enqueuer.each(function, arguments, keys, chunk, properties)
+
+    async def submit(
+        self, function: str, kwargs: Mapping[str, Any] | None = None, *, key: str | None = None,
+        priority: int | str = "normal", delay_s: float = 0.0, at: datetime | None = None,
+        unique: Unique | str | None = None, **properties: Any,
+    ) -> Submitted:  # fmt: skip
+        """Enqueue a function with its arguments; says whether it was accepted, and which job is in its way if not.
+
+        What the others mean is told by `NewJob`. Raises `UsageError` where something of it cannot be.
+        """
+        job = NewJob(function, kwargs or {}, key, priority, delay_s, at, unique, properties).job()
+        return told(job, await self.enqueue(job) is not None)
+
+    def submit_many(self, jobs: Iterable[NewJob], chunk: int = CHUNK) -> AsyncIterator[Submitted]:
+        """Submit jobs, `chunk` of them in a round trip, in bounded memory; yields for each what `submit` returns.
+
+        Where a chunk fails, because a job in it cannot be or the broker is away, what was yielded is known, nothing
+        behind that chunk was sent, and the error is raised; a chunk that the broker did not answer may be in.
+        """
+        return submit_many(self, jobs, chunk)
+
+    async def follow_up(self, parent: Job, job_or_func: str | Job, **kwargs: Any) -> Job:
+        """Have a job of this queue follow `parent`, whose function runs in this process, in this or another queue.
+
+        It is enqueued in the step that makes `parent` done, and not at all if this attempt fails. `kwargs` as for
+        `enqueue`; without a key it gets one that is derived from its parent's. Into another queue it is delivered at
+        least once, and is one job, because of its key. `UsageError` for one that is delayed or unique, or if `parent`
+        does not run here.
+        """
+        return await follow_up(self, parent, job_or_func, kwargs)
 
     @property
     def plain(self) -> bool:
@@ -138,6 +204,8 @@ class Queue(HeldJobs):
         if job.queue is not None and job.queue.name != self.name:
             raise ValueError(f"Job {job} registered to a different queue")
         job.queue, job.queued, job.status = self, now_ms(), Status.QUEUED
+        if not job.key:  # else all of them would be one job
+            job.key = token_hex(16)
         if self._before_enqueues:
             await self._before_enqueue(job)
 
@@ -170,11 +238,16 @@ class Queue(HeldJobs):
         key, token, attempt, crashes, priority, first_queued, ready, body, recorded = row
         job = self.deserialize(body)
         assert job is not None
+        if IN_BODY in body and job.key not in self._unopened:
+            payload = self.payload or Payload()
+            job.kwargs, job.__dict__["sealed"] = payload.open(job.key, job.function, job.kwargs or {})
         facts = {"queued_at": float(first_queued), "ready_at": float(ready)} if recorded else {}
         claim = Claim(key.decode(), token, attempt, crashes, priority, taken_at, job, body, bool(recorded), facts=facts)
         if job.timeout:
             claim.until = time.monotonic() + job.timeout + self.lease_s
         job.attempts, job.status = attempt - 1, Status.ACTIVE  # the worker counts this execution itself
+        if priority != (job.priority or Priority.NORMAL):  # it was changed while it waited
+            job.priority = priority
         self._claims[claim.key] = claim
         job.__dict__["claim"] = claim
         if self._leases is None:
@@ -189,7 +262,11 @@ class Queue(HeldJobs):
 
     async def _seize(self, job: Job) -> Claim | None:
         """Take this very job out of the line, so that it can be changed by who did not `dequeue` it."""
-        at = await self._taker.seize(job.key)
+        self._unopened.add(job.key)  # who changes a job need not read it
+        try:
+            at = await self._taker.seize(job.key)
+        finally:
+            self._unopened.discard(job.key)
         if at is None:
             return None
         claim = self._claims[job.key]
@@ -239,7 +316,7 @@ class Queue(HeldJobs):
     async def _retry(self, job: Job, error: str | None) -> None:
         """Replay a dead letter for an operator; what is not there any more is enqueued."""
         if not (await self.run_script("replay", job.key))[0]:
-            await self._enqueuer.one(job)
+            await self.enqueuer.one(job)
 
     # --- what SAQ's users call -------------------------------------------------------------------------------------
 
@@ -324,10 +401,12 @@ class Queue(HeldJobs):
                 held = [claim.job for claim in self._claims.values()]
                 await asyncio.gather(*(self.release(job) for job in held), return_exceptions=True)
                 await self.flusher.drained()
+                await self.courier.over()
         except TimeoutError:
             logger.warning("queue %s: the broker is away, what this process held comes back when its leases expire",
                            self.name)  # fmt: skip
         await self.flusher.close()
+        await self.courier.close()
         self._claims.clear()
         if self._leases is not None:
             await asyncio.to_thread(self._leases.close)

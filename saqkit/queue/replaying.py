@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from saqkit.errors import UsageError
 from saqkit.queue import fault_sites
 from saqkit.queue.connecting import neighbour
 from saqkit.queue.letter import DeadLetter
@@ -77,7 +78,7 @@ async def relay(queue: Queue) -> int:
     while keys := [key.decode() for key in await queue.redis.zrange(queue.namespace("outgoing"), 0, PAGE - 1)]:
         async with queue.redis.pipeline(transaction=False) as pipe:
             for key in keys:
-                pipe.hmget(queue.key_of(key), ["to", "to_body", "prio", "to_users", "keep", "move"])
+                pipe.hmget(queue.key_of(key), ["to", "to_key", "to_body", "prio", "to_users", "keep", "move"])
             found = await pipe.execute()
         entries = {key: fields for key, fields in zip(keys, found, strict=True) if fields[0] is not None}
         answers: list[Any] = [part for key in keys if key not in entries for part in (key, "", 1)]  # deleted by hand
@@ -110,10 +111,15 @@ async def _rewritten(queue: Queue, keys: Sequence[str], kwargs: Mapping[str, Any
     for body in found:
         try:
             job: dict[str, Any] = queue._load(body)
-            job["kwargs"] = {**(job.get("kwargs") or {}), **kwargs}
+            given = kwargs
+            if queue.payload is not None:
+                given = queue.payload.close(job["key"], job["function"], kwargs, {})
+            job["kwargs"] = {**(job.get("kwargs") or {}), **given}
             users = job["kwargs"].get("users")
             left = {name: value for name, value in job.items() if name not in _UNTRIED}
             bodies.append((queue._dump(left), len(users) if isinstance(users, list | tuple) else 0))
+        except UsageError:  # of what was given
+            raise
         except Exception:  # whatever the codec says of a body that it cannot read
             bodies.append(None)
     return bodies
@@ -137,8 +143,8 @@ async def _enqueue_there(queue: Queue, target: str, entries: Mapping[str, Sequen
     try:
         await client.script_load(source("enqueue"))
         async with client.pipeline(transaction=False) as pipe:
-            for key, (body, priority, users, keep, name) in entries.items():
-                args = [queue.tick_s, name, time.time(), key, body, priority, 0, users, keep or 0]
+            for key, (other, body, priority, users, keep, name) in entries.items():
+                args = [queue.tick_s, name, time.time(), other or key, body, priority, 0, users, keep or 0]
                 pipe.evalsha(digest("enqueue"), len(names), *names, *args)
             if fault_sites.armed:
                 fault_sites.armed.at("enqueue.before")

@@ -31,6 +31,10 @@ from saqkit.queue.line import Line
 
 logger = logging.getLogger("saqkit")
 FOLDER = Path(__file__).parent / "scripts"
+SHARED = ("keys", "lines")
+"""What stands in front of every script."""
+_ENDING = ("enqueue", "finish", "bury", "cancel", "recover", "replay", "forget", "deliver", "batch")
+_BEFORE = {"take": ("choosing",), **dict.fromkeys(_ENDING, ("following",))}
 AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, MasterDownError, OutOfMemoryError, OSError)
 """What a broker that is away, starting, failing over or full answers."""
 
@@ -58,8 +62,9 @@ def refusals() -> Iterator[None]:
 
 @cache
 def source(name: str) -> str:
-    """The text of a script, with the key schema in front."""
-    return (FOLDER / "keys.lua").read_text(encoding="utf-8") + (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+    """The text of a script, with the key schema and what it shares with others in front."""
+    parts = [*SHARED, *_BEFORE.get(name, ()), name]
+    return "".join((FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 
 @cache
@@ -70,7 +75,7 @@ def digest(name: str) -> str:
 
 def names() -> list[str]:
     """The names of all scripts."""
-    return sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem != "keys")
+    return sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem not in (*SHARED, "choosing", "following"))
 
 
 class Backoff:

@@ -17,6 +17,7 @@ from saqkit.queue.job import as_dict, compact, from_dict
 from saqkit.queue.leases import Claim
 from saqkit.queue.line import Line
 from saqkit.queue.listening import CAUGHT_UP, Listener
+from saqkit.queue.payload import Payload, shown
 from saqkit.queue.scripts_of_queue import call
 from saqkit.spec.lifecycle import State
 from saqkit.spec.topology import Priority
@@ -37,6 +38,8 @@ LEVELS = [int(level) for level in Priority]
 
 class StoredJobs(RedisQueue):
     """The reading half of a queue; see `Queue`."""
+
+    payload: Payload | None = None
 
     def __init__(self, redis: aioredis.Redis, name: str, *options: Any) -> None:
         super().__init__(redis, name, *options)
@@ -68,6 +71,8 @@ class StoredJobs(RedisQueue):
         told = as_dict(job)
         told.pop("queue", None)
         told.pop("status", None)
+        if self.payload is not None and told.get("kwargs"):
+            told["kwargs"] = self.payload.close(job.key, job.function, told["kwargs"], job.__dict__.get("sealed", {}))
         return self._dump(told)
 
     def deserialize(
@@ -89,6 +94,11 @@ class StoredJobs(RedisQueue):
         stored: dict[str, Any] = self._load(payload)
         return stored
 
+    def shown(self, job: Job) -> dict[str, Any]:
+        """A job's arguments as they may be shown."""
+        hidden = self.payload.hidden(job.function) if self.payload is not None else set()
+        return shown(job.kwargs or {}, hidden | job.__dict__.get("sealed", {}).keys())
+
     def claim_of(self, job: Job) -> Claim | None:
         """This process's claim on `job`, None if it holds none."""
         return job.__dict__.get("claim") or self._claims.get(job.key)
@@ -101,7 +111,7 @@ class StoredJobs(RedisQueue):
         """The jobs of keys, None where there is none."""
         async with self._op_sem, self.redis.pipeline(transaction=False) as pipe:
             for key in job_keys:
-                pipe.hmget(self.key_of(key), ["body", "state", "att", "rel", "err", "at_t", "worker"])
+                pipe.hmget(self.key_of(key), ["body", "state", "att", "rel", "err", "at_t", "worker", "prio"])
             if fault_sites.armed:
                 fault_sites.armed.at("look.before")
             found = await pipe.execute()
@@ -114,12 +124,14 @@ class StoredJobs(RedisQueue):
         return await self.job(self.job_key_from_id(text))
 
     def _stored(self, fields: list[Any]) -> Job | None:
-        body, state, attempts, released, error, taken_at, worker = fields
+        body, state, attempts, released, error, taken_at, worker, level = fields
         if body is None:
             return None
         job = self.deserialize(body, STATUS[State(int(state))])
         assert job is not None
         job.attempts = int(attempts or 0) + int(released or 0)  # a stop spends no attempt, but it was one
+        if level and int(level) != (job.priority or Priority.NORMAL):  # it was changed while it waited
+            job.priority = int(level)
         if error is not None:
             job.error = error.decode()
         claim = self._claims.get(job.key)

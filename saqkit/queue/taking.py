@@ -274,7 +274,8 @@ class Taker:
     def _words(self, free: int, who: str, request: int, key: str) -> tuple[Any, ...]:
         queue, limit = self._queue, self._queue.rate_limit
         rate = (limit.limit, limit.period_s, limit.unit) if limit else (0, 1, "jobs")
-        return (free, queue.worker_name, queue.lease_s, *rate, who, request, key, queue.tick_s)
+        words = (free, queue.worker_name, queue.lease_s, *rate, who, request, key, queue.tick_s)
+        return (*words, queue.rules) if queue.rules else words
 
     def _claimed(self, rows: list[list[Any]], at: float) -> list[Job]:
         jobs = []

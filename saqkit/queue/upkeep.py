@@ -31,11 +31,13 @@ class Upkeep:
 
     def start(self) -> None:
         """Begin, unless it runs already."""
+        self._queue.timetable.start()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="saqkit-upkeep")
 
     async def stop(self) -> None:
         """End it, and wait until it has."""
+        await self._queue.timetable.stop()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

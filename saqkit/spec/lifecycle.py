@@ -44,6 +44,8 @@ class Action(IntEnum):
     MOVE = 14
     DELIVER = 15
     REFUSE = 16
+    HASTEN = 17
+    PRIORITISE = 18
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         for action, target in ((_A.ENQUEUE, _S.QUEUED), (_A.DELAY, _S.SCHEDULED))
     ),
     Transition(_S.SCHEDULED, _A.PROMOTE, _S.QUEUED, "ticker", "take.lua"),
+    Transition(_S.SCHEDULED, _A.HASTEN, _S.QUEUED, "operator", "hasten.lua"),
     Transition(_S.QUEUED, _A.TAKE, _S.ACTIVE, "worker", "take.lua"),
     Transition(_S.ACTIVE, _A.FINISH, _S.DONE, "worker", "finish.lua", "done"),
     Transition(_S.ACTIVE, _A.RETRY, _S.SCHEDULED, "worker", "retry.lua", "retry"),
@@ -77,6 +80,8 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(_S.ACTIVE, _A.CANCEL, _S.CANCELLED, "operator", "cancel.lua", "cancelled"),
     Transition(_S.QUEUED, _A.CANCEL, _S.CANCELLED, "operator", "cancel.lua"),
     Transition(_S.SCHEDULED, _A.CANCEL, _S.CANCELLED, "operator", "cancel.lua"),
+    Transition(_S.QUEUED, _A.PRIORITISE, _S.QUEUED, "operator", "prioritise.lua"),
+    Transition(_S.SCHEDULED, _A.PRIORITISE, _S.SCHEDULED, "operator", "prioritise.lua"),
     Transition(_S.DEAD, _A.REPLAY, _S.QUEUED, "operator", "replay.lua"),
     Transition(_S.DEAD, _A.MOVE, _S.OUTGOING, "operator", "move.lua"),
     Transition(_S.OUTGOING, _A.DELIVER, _S.ABSENT, "relay", "deliver.lua"),

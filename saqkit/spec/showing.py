@@ -8,8 +8,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from saqkit.spec.base import Part
+from saqkit.spec.choosing import longest_wait
 from saqkit.spec.distributions import AnyDistribution
-from saqkit.spec.topology import Entry, JobType, Priority, Provider, Topology
+from saqkit.spec.topology import Entry, JobType, Priority, Provider, Queue, RateLimit, Topology
 
 
 def describe(topology: Topology) -> str:
@@ -25,9 +26,9 @@ def describe(topology: Topology) -> str:
             lines += _indented(["(enqueued by the application only)", *_job_lines(topology, name, "└─ ", drawn)])
     lines += ["", "Queues"]
     for name, queue in topology.queues.items():
-        limit = queue.rate_limit
-        limited = f"at most {limit.limit:,} {limit.unit} in any {limit.period_s:g} s" if limit else "no rate limit"
+        limited = _limit_text(queue.rate_limit) if queue.rate_limit else "no rate limit"
         lines.append(f"  {name}: {queue.concurrency} slots in each worker process, {limited}")
+        lines += [f"    {line}" for line in _taking_lines(queue)]
         lines.append(
             f"    tick {queue.tick_s:g} s, lease {queue.lease_s:g} s, sweep {queue.sweep_s:g} s: what a dead worker "
             f"held is queued again within {queue.lease_s + queue.sweep_s + 1:g} s"
@@ -55,6 +56,22 @@ def to_json(topology: Topology) -> dict[str, Any]:
     }
 
 
+def _limit_text(limit: RateLimit) -> str:
+    return f"at most {limit.limit:,} {limit.unit} in any {limit.period_s:g} s"
+
+
+def _taking_lines(queue: Queue) -> Iterator[str]:
+    if weights := queue.weights:
+        shares = ", ".join(f"{level} {weight / sum(weights.values()):.1%}" for level, weight in weights.items())
+        yield f"levels by weight, while all wait: {shares}"
+    if queue.fairness == "tenants":
+        yield "inside a level the tenants that wait take turns"
+    if queue.tenant_rate_limit:
+        yield f"of each tenant {_limit_text(queue.tenant_rate_limit)}"
+    for running in queue.running_limits:
+        yield f"at most {running.limit:,} jobs of one {running.key.replace('_', ' ')} run at once"
+
+
 def users_per_job(topology: Topology) -> dict[str, int]:
     """The most users that a job of each type can have: its batch size, 1 if nothing batches, 0 if it fans out."""
     most = {name: 0 if job.fan_out else 1 for name, job in topology.job_types.items()}
@@ -70,18 +87,26 @@ def users_per_job(topology: Topology) -> dict[str, int]:
 def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
     """What cannot be exceeded whatever the hardware: dicts of `at` (key), `users_per_s` (None if none), and `text`.
 
-    A rate limit of jobs times the largest batch; a provider's rate; and per worker process, a provider's connections
-    and a job type's slots over the mean provider time of one user, and one event loop over the nominal CPU time of one
+    A rate limit of jobs times the largest batch, of a queue and of a tenant; how many jobs of other levels pass the
+    first of a level that has weights; a provider's rate; and per worker process, a provider's connections and a job
+    type's slots over the mean provider time of one user, and one event loop over the nominal CPU time of one
     user (a faster or slower host scales the latter).
     """
     most = users_per_job(topology)
     for name, queue in topology.queues.items():
         largest = max((most[job] for job, kind in topology.job_types.items() if kind.queue == name), default=0)
-        if (limit := queue.rate_limit) and largest:
-            rate, text = limit.limit / limit.period_s, ""
-            if limit.unit == "jobs":
-                rate, text = rate * largest, f"{rate:,.4g} jobs/s × {largest:,} users a job = "
-            yield _bound(f"queues.{name}.rate_limit", rate, f"queue {name}: {text}at most {rate:,.4g} users/s")
+        for field, whose in (("rate_limit", ""), ("tenant_rate_limit", " of each tenant")):
+            limit: RateLimit | None = getattr(queue, field)
+            if limit and largest:
+                rate, text = limit.limit / limit.period_s, ""
+                if limit.unit == "jobs":
+                    rate, text = rate * largest, f"{rate:,.4g} jobs/s × {largest:,} users a job = "
+                yield _bound(f"queues.{name}.{field}", rate, f"queue {name}: {text}at most {rate:,.4g} users/s{whose}")
+        for level in Priority if queue.weights else ():
+            passed = longest_wait(queue.weights or {}, level)
+            text = f"queue {name}: of other levels at most {passed:,} jobs are taken"
+            text += f" while the first of level {level.name.lower()} waits and no limit holds it back"
+            yield _bound(f"queues.{name}.weights.{level.name.lower()}", None, text)
     for name, provider in topology.providers.items():
         if sends := provider.rate:
             rate = sends.limit / sends.period_s
@@ -151,6 +176,9 @@ def _job_lines(topology: Topology, name: str, mark: str, drawn: set[str], how: s
     drawn.add(name)
     edges = [(job.fan_out.to, f"batches of {job.fan_out.batch_size:,} → ")] if job.fan_out else []
     edges += [(edge.to, "when done → ") for edge in job.follow_up]
+    for field, when in (("on_complete", "all ended"), ("on_success", "all done"), ("on_death", "first dead")):
+        if target := getattr(job.fan_out, field, None):
+            edges.append((target, f"{when} → "))
     pad = ("│  " if mark.startswith("├") else "   ") + ("│  " if edges else "   ")
     lines = [f"{mark}{how}{name}  [queue {job.queue}, {Priority(job.priority).name.lower()}]"]
     lines += [f"{pad}{line}" for line in _work(job)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from enum import IntEnum
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +31,7 @@ from saqkit.spec.distributions import Distribution, Lognormal
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 SHIPPED = Path(__file__).parent.parent / "topologies"
+CALLBACKS = ("on_complete", "on_success", "on_death")
 
 
 class Priority(IntEnum):
@@ -64,11 +67,70 @@ class RateLimit(Part):
     unit: Literal["jobs", "users"] = "jobs"
 
 
-class Queue(Part):
-    """A queue: jobs wait here in order of priority, first in first out inside a level."""
+class RunningLimit(Part):
+    """At most `limit` jobs of one value of `key` run at once, over all processes.
+
+    `key` is `tenant`, `job_type`, `provider` (that of the job type), or the name of an argument of the jobs or else of
+    an entry of their `meta`; its values are texts, numbers and booleans. A job without such a value is not limited,
+    but jobs without a tenant are those of the tenant "".
+    """
+
+    key: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    limit: PositiveInt
+
+    @field_validator("key")
+    @classmethod
+    def _not_nearly(cls, key: str) -> str:
+        known = ("tenant", "job_type", "provider")
+        near = get_close_matches(key.lower(), known, n=1, cutoff=0.85)
+        if key in ("function", "queue", "users") or (near and key not in known):
+            meant = {"function": "job_type", "queue": "job_type", "users": "tenant"}.get(key, *near)
+            raise ValueError(f'there is no key "{key}" (did you mean "{meant}"?)')
+        return key
+
+
+class Taking(Part):
+    """What decides which waiting job is taken next (`saqkit.spec.choosing` has the exact rules)."""
+
+    rate_limit: RateLimit | None = None
+    weights: dict[str, PositiveFloat] | None = Field(
+        default=None,
+        description="of each level: its share of what is taken while all levels wait; none: strictly by priority",
+    )
+    fairness: Literal["none", "tenants"] = Field(
+        default="none",
+        description="tenants: inside a level the tenants that wait take turns",
+    )
+    tenant_rate_limit: RateLimit | None = Field(
+        default=None,
+        description='a rate limit for each tenant of the queue; jobs without one are those of the tenant ""',
+    )
+    running_limits: tuple[RunningLimit, ...] = ()
+
+    @field_validator("weights")
+    @classmethod
+    def _of_all_levels(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
+        names = [level.name.lower() for level in Priority]
+        for name in weights or ():
+            if name not in names:
+                raise ValueError(f'there is no priority "{name}" ({did_you_mean(name, names)})')
+        if weights is not None and (missing := [name for name in names if name not in weights]):
+            raise ValueError(f"the weight of {' and '.join(missing)} is missing: each of the four levels needs one")
+        return weights and {name: weights[name] for name in names}
+
+    @field_validator("running_limits")
+    @classmethod
+    def _one_for_a_key(cls, limits: tuple[RunningLimit, ...]) -> tuple[RunningLimit, ...]:
+        keys = [limit.key for limit in limits]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f'there are two limits for "{twice[0]}": give one')
+        return limits
+
+
+class Queue(Taking):
+    """A queue: jobs wait here in order of priority, first in first out in a level, unless `Taking` says otherwise."""
 
     concurrency: PositiveInt = Field(default=10, description="slots in each worker process")
-    rate_limit: RateLimit | None = None
     tick_s: PositiveFloat = Field(default=0.2, description="delayed jobs and retries wake on this grid")
     lease_s: PositiveFloat = Field(default=5.0, description="a claim expires this long after its last renewal")
     sweep_s: PositiveFloat = Field(default=5.0, description="how often expired claims are looked for")
@@ -105,6 +167,16 @@ class FanOut(Part):
     to: Name
     batch_size: PositiveInt = 100
     page_size: PositiveInt = Field(default=1000, description="users read per database page")
+    on_complete: Name | None = Field(
+        default=None, description="a job type: one job, without users, when all of these jobs have ended, however"
+    )
+    on_success: Name | None = Field(default=None, description="the same, when all of these jobs are done")
+    on_death: Name | None = Field(default=None, description="the same, when the first of them becomes a dead letter")
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether anything is to happen when its jobs have ended."""
+        return bool(self.on_complete or self.on_success or self.on_death)
 
 
 class FollowUp(Part):
@@ -138,6 +210,9 @@ class JobType(Part):
         """(key, target job type) of every edge that leaves this job type."""
         if self.fan_out:
             yield "fan_out.to", self.fan_out.to
+            for name in CALLBACKS:
+                if target := getattr(self.fan_out, name):
+                    yield f"fan_out.{name}", target
         for n, edge in enumerate(self.follow_up):
             yield f"follow_up.{n}.to", edge.to
 
@@ -283,10 +358,17 @@ class Topology(Part):
 
     def _refuse_limits_on_users_of_nobody(self) -> None:
         for name, queue in self.queues.items():
-            of_users = queue.rate_limit is not None and queue.rate_limit.unit == "users"
-            if of_users and all(job.fan_out for job in self.job_types.values() if job.queue == name):
-                raise DescriptionError("limits users, but no job of this queue has any", value="users",
-                                       key=f"queues.{name}.rate_limit.unit", hint='say unit = "jobs"')  # fmt: skip
+            jobs = [job for job in self.job_types.values() if job.queue == name]
+            for field in ("rate_limit", "tenant_rate_limit"):
+                limit: RateLimit | None = getattr(queue, field)
+                if limit is not None and limit.unit == "users" and all(job.fan_out for job in jobs):
+                    raise DescriptionError("limits users, but no job of this queue has any", value="users",
+                                           key=f"queues.{name}.{field}.unit", hint='say unit = "jobs"')  # fmt: skip
+            for n, running in enumerate(queue.running_limits):
+                if running.key == "provider" and not any(job.per_user.provider for job in jobs):
+                    raise DescriptionError("no job of this queue sends by a provider", value="provider",
+                                           key=f"queues.{name}.running_limits.{n}.key",
+                                           hint="limit job_type or tenant")  # fmt: skip
 
     def starts(self, entry: Entry) -> tuple[str, ...]:
         """The job types that an arrival through `entry` starts."""

@@ -197,18 +197,20 @@ class _Drainer:
     @asynccontextmanager
     async def recording(self) -> AsyncIterator[None]:
         """The queues' own scripts write down every attempt that ends; the record is left as it was found."""
-        found: dict[str, tuple[bool, int]] = {}
+        found: dict[str, tuple[bytes | None, int]] = {}
         for queue in self._queues:
             flag, trace = queue.namespace("recording"), queue.namespace("trace")
             length = self._read[queue.name] = int(await queue.redis.llen(trace))  # type: ignore[misc]  # typed for both clients
-            found[queue.name] = bool(await queue.redis.exists(flag)), length
+            found[queue.name] = await queue.redis.get(flag), length
             await queue.redis.set(flag, 1)
         try:
             yield
         finally:
             for queue in self._queues:
                 recorded, length = found[queue.name]
-                if not recorded:
+                if recorded is not None:
+                    await queue.redis.set(queue.namespace("recording"), recorded)
+                else:
                     await queue.redis.delete(queue.namespace("recording"))
                     trace = queue.namespace("trace")
                     await (queue.redis.ltrim(trace, 0, length - 1) if length else queue.redis.delete(trace))  # type: ignore[misc]  # typed for both clients
@@ -287,13 +289,13 @@ class _Drainer:
         async with queue.redis.pipeline(transaction=True) as pipe:
             pipe.time()
             pipe.exists(queue.namespace("paused"))
-            for name in ("incomplete", "window"):
+            for name in ("incomplete", "window", "closed"):
                 pipe.zrange(queue.namespace(name), 0, 0, withscores=True)
             for name in ("leases", "incomplete", *(f"queued:{level}" for level in LEVELS)):
                 pipe.zcard(queue.namespace(name))
-            (seconds, micros), paused, due, room, active, scheduled, *queued = await pipe.execute()
+            (seconds, micros), paused, due, room, opens, active, scheduled, *queued = await pipe.execute()
         now = seconds + micros / 1e6
-        due_s, room_s = (first[0][1] - now if first and not paused else None for first in (due, room))
+        due_s, room_s = (first[0][1] - now if first and not paused else None for first in (due, opens or room))
         wakes_s = None if due_s is None else due_s + queue.tick_s
         is_due = due_s is not None and due_s <= 0
         return _Look(queue.name, sum(queued), active, scheduled, bool(paused), is_due, wakes_s, room_s)

@@ -14,6 +14,7 @@ from saq.job import Job, Status
 from saq.utils import now as now_ms
 
 from saqkit.queue.cancelling import heed_cancellation
+from saqkit.queue.payload import hide, secrets_of
 from saqkit.queue.queue import Queue
 
 logger = logging.getLogger("saqkit")
@@ -21,17 +22,27 @@ Function = Callable[..., Awaitable[Any]]
 
 CANCELLATION_S = 1.0
 """How long a function that was cancelled may take to end before its slot goes on without it."""
+FOLLOW_S = 1.0
+"""How often a worker asks whether operators want another number of slots."""
 GIVING_BACK_S = 2.0
 """How long giving jobs back may take; with the broker away for longer, they come back when their leases expire."""
 
 
 @dataclass(eq=False)
 class Slots:
-    """The slots of one queue: how many are free, and an event that is set while one is."""
+    """The slots of one queue: how many there are and are free, and an event that is set while one is.
+
+    Where operators have taken some away, less than none may be free: so many jobs have to end first.
+    """
 
     queue: Queue
-    free: int
+    number: int
+    free: int = field(init=False)
     room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.free = self.number
+        self.room.set()
 
     def taken(self) -> None:
         """One slot has got a job."""
@@ -42,7 +53,13 @@ class Slots:
     def left(self) -> None:
         """One slot is free again."""
         self.free += 1
-        self.room.set()
+        if self.free > 0:
+            self.room.set()
+
+    def resize(self, number: int) -> None:
+        """Have so many slots from now on; what runs beyond them ends first."""
+        self.number, self.free = number, self.free + number - self.number
+        self.room.set() if self.free > 0 else self.room.clear()
 
 
 @dataclass(eq=False)
@@ -85,6 +102,7 @@ class Worker:
         """What `info` and the web page show of this worker beside its counts."""
         self._context, self._after_process = dict(context or {}), after_process
         self._stopping = asyncio.Event()
+        self.of_queues: dict[str, Slots] = {}
         self._feeders: list[asyncio.Task[None]] = []
         self._running: dict[asyncio.Task[Any], Running] = {}
         self._hooks: set[asyncio.Task[None]] = set()
@@ -102,13 +120,17 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until `stop`."""
-        for queue in self.queues.values():
+        for name, queue in self.queues.items():
             queue.worker_name = self.name
+            self.of_queues[name] = Slots(queue, self.slots[name])
+        with suppress(Exception):  # the broker may be away
+            async with asyncio.timeout(FOLLOW_S):
+                await self._ask_for_slots()
         self._feeders = [
-            asyncio.create_task(self._feed(Slots(queue, self.slots[name])), name=f"feed-{name}")
-            for name, queue in self.queues.items()
+            asyncio.create_task(self._feed(slots), name=f"feed-{name}") for name, slots in self.of_queues.items()
         ]
         watch = asyncio.create_task(self._watch(), name="watch")
+        follow = asyncio.create_task(self._follow(), name="follow")
         try:
             await self._stopping.wait()
             self.stop()  # also those that were made after it was first called
@@ -117,18 +139,21 @@ class Worker:
                 await asyncio.wait([*self._running, *self._hooks], timeout=self.grace_s)
         finally:
             watch.cancel()
+            follow.cancel()
             self.stop()
-            await asyncio.wait([watch, *self._feeders])
+            await asyncio.wait([watch, follow, *self._feeders])
             await self._give_up()
 
     async def _feed(self, slots: Slots) -> None:
         """Keep the slots of a queue busy."""
-        slots.room.set()
         try:
             while True:
                 await slots.room.wait()
                 for job in await slots.queue.dequeue_many(lambda: slots.free):
-                    self._begin(slots, job)
+                    if slots.free > 0:
+                        self._begin(slots, job)
+                    else:  # there are fewer slots than when it was asked for
+                        slots.queue.give_back(job)
         finally:
             await slots.queue.stop_taking()
 
@@ -201,6 +226,7 @@ class Worker:
 
     def _failed(self, queue: Queue, job: Job, error: str) -> None:
         if logger.isEnabledFor(logging.INFO):
+            error = hide(error, secrets_of(job))
             last_line = error.strip().rsplit("\n", 1)[-1]
             logger.info("job %s failed in attempt %d of %d: %s", job.key, job.attempts, job.retries, last_line)
         if job.retryable:
@@ -245,9 +271,9 @@ class Worker:
     async def _watch(self) -> None:
         """Stop working on jobs that this process no longer holds, and tell the web page that the worker lives."""
         while True:
-            for queue in self.queues.values():
+            for slots in self.of_queues.values():
                 with suppress(Exception):
-                    await queue.worker_info(self.name, queue_key=queue.name, metadata=self.metadata, ttl=30)
+                    await self._tell(slots)
             heed_cancellation()
             for _ in range(20):
                 await asyncio.sleep(0.5)
@@ -259,6 +285,26 @@ class Worker:
                         self._cancel(task, "lost")
                     elif claim.overdue():
                         self._cancel(task, f"HeartbeatError: no heartbeat for {running.job.heartbeat} s")
+
+    async def _tell(self, slots: Slots) -> None:
+        told = {**self.metadata, "slots": slots.number, "running": slots.number - slots.free}
+        await slots.queue.worker_info(self.name, queue_key=slots.queue.name, metadata=told, ttl=30)
+
+    async def _follow(self) -> None:
+        """Have as many slots as operators want."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            with suppress(Exception):  # while the broker is away they stay as they are
+                await self._ask_for_slots()
+            heed_cancellation()
+
+    async def _ask_for_slots(self) -> None:
+        for name, slots in self.of_queues.items():
+            wanted = await slots.queue.slots() or self.slots[name]
+            if wanted != slots.number:
+                logger.warning("queue %s: %d slots, there were %d", name, wanted, slots.number)
+                slots.resize(wanted)
+                await self._tell(slots)
 
 
 _STOPPED = "the worker stops"

@@ -22,6 +22,7 @@ from saq.job import Job, Status
 
 from saqkit.queue import fault_sites
 from saqkit.queue.audit import audit
+from saqkit.queue.counting import statistics
 from saqkit.queue.dead_letters import purge, relay, replay
 from saqkit.queue.fault_sites import sites
 from saqkit.queue.queue import Queue
@@ -69,6 +70,14 @@ async def work(ctx: dict[str, Any], ms: float = 0, fails: int = 0, touch: bool =
     os.write(_effects, f"{job.key}\n".encode())
 
 
+async def parent(ctx: dict[str, Any], fails: int = 0, users: list[int] | None = None) -> None:
+    """Have a job follow here and one in the queue there, then fail or not."""
+    for queue in (ctx["queue"], ctx["there"]):
+        await queue.follow_up(ctx["job"], "work", ttl=0, retries=2)
+    if ctx["job"].attempts <= fails:
+        raise RuntimeError("as it was told")
+
+
 async def hold(ctx: dict[str, Any]) -> None:
     """Run until it is cancelled."""
     await asyncio.Event().wait()
@@ -81,7 +90,9 @@ async def serve(order: Order) -> None:
         if order.kind == "saq":
             await saq.worker.Worker(queue, [work, hold], concurrency=order.slots).start()
         else:
-            worker = Worker({"q": queue}, {"work": work, "hold": hold}, {"q": order.slots}, name=str(os.getpid()))
+            functions = {"work": work, "hold": hold, "parent": parent}
+            context = {"there": Queue.from_url(order.url, name=f"{order.queue}.there")}
+            worker = Worker({"q": queue}, functions, {"q": order.slots}, name=str(os.getpid()), context=context)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
             await asyncio.gather(worker.run(), *([tour(order, worker)] if order.kind == "tour" else []))
     finally:
@@ -129,7 +140,14 @@ async def tour(order: Order, worker: Worker) -> None:
         await task
 
     try:
+        await insist(queue.pause)
+        await insist(queue.resume)
         await insist(queue.enqueue_many, [job_of(key) for key in TOUR])
+        await insist(lambda: queue.run_script("prioritise", "late", 2))
+        await insist(queue.settings)
+        await insist(lambda: queue.run_script("batch", "open", "tour", 60, 60))
+        await insist(lambda: queue.run_script("hasten", "late"))
+        await insist(statistics, queue)
         await insist(queue.enqueue_many, [Job("nobody_has_this", key="unknown", ttl=0)])
         await insist(queue.enqueue_many, [Job("hold", key="cancelled", timeout=0, ttl=0)])
         await insist(listen)

@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from a_worker_of_chaos import Order
@@ -43,6 +44,14 @@ class Plan:
 
 
 FAST = Plan(jobs=1_500, safety_s=6.0, kill_every_s=1.0, rate=0.003, drain_s=30.0)
+NO_RULES: Mapping[str, Any] = {}
+EVERY_RULE: Mapping[str, Any] = {
+    "weights": {"critical": 8, "high": 4, "normal": 2, "low": 1},
+    "fairness": "tenants",
+    "rate_limit": {"limit": 1_000},
+    "tenant_rate_limit": {"limit": 150},
+    "running_limits": [{"key": "tenant", "limit": 6}, {"key": "job_type", "limit": 25}],
+}
 LONG = Plan(jobs=20_000, safety_s=60.0, kill_every_s=2.0, rate=0.0005, drain_s=90.0)
 
 
@@ -73,7 +82,8 @@ def mixture(plan: Plan, random: Random) -> tuple[list[Job], dict[str, Promise]]:
         promise.cancelled |= random.random() < 0.02
         timeout = 0 if kind == "held" else 30
         jobs.append(Job(function, key=key, kwargs=kwargs, retries=3, retry_delay=0.1, timeout=timeout, ttl=0,
-                        priority=random.randint(0, 4), scheduled=scheduled, meta={"keep_key_s": 3600}))  # fmt: skip
+                        priority=random.randint(0, 4), scheduled=scheduled,
+                        meta={"keep_key_s": 3600, "tenant": f"t{n % 5}"}))  # fmt: skip
         promises[key] = promise
     random.shuffle(jobs)
     return jobs, promises
@@ -122,7 +132,9 @@ class Outcome:
     drain_s: float
 
 
-async def chaos(plan: Plan, kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path) -> Outcome:
+async def chaos(
+    plan: Plan, kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path, rules: Mapping[str, Any]
+) -> Outcome:
     url = (await asyncio.to_thread(server.start)).url
     effects, log = tmp_path / "effects", tmp_path / "faults"
     # Longer than a lease: whoever stands still for so long has lost its jobs, and is refused.
@@ -132,6 +144,7 @@ async def chaos(plan: Plan, kind: str, seed: int, nursery: Nursery, server: Priv
     queue = Queue.from_url(url, name="q", lease_s=LEASE_S, sweep_s=SWEEP_S)
     jobs, promises = mixture(plan, random)
     drained = asyncio.Event()
+    await queue.configure(rules)
     try:
         crowd.tend()
         producing = asyncio.create_task(produce(queue, jobs, plan.safety_s))
@@ -176,9 +189,10 @@ async def chaos(plan: Plan, kind: str, seed: int, nursery: Nursery, server: Priv
 
 
 async def check(
-    plan: Plan, kind: str, seed: int, nursery: Nursery, server: PrivateBroker, path: Path, tell: Tell
-) -> None:
-    run = await chaos(plan, kind, seed, nursery, server, path)
+    plan: Plan, kind: str, seed: int, nursery: Nursery, server: PrivateBroker, path: Path, tell: Tell,
+    rules: Mapping[str, Any] = NO_RULES,
+) -> None:  # fmt: skip
+    run = await chaos(plan, kind, seed, nursery, server, path, rules)
     judged, kills, faults = run.account, run.kills, run.actions
     seen = {"kills": kills, "faults": faults.total(), "poison": judged.poison, "drained s": round(run.drain_s, 1)}
     tell(judged.row(**seen), run.hits)
@@ -197,6 +211,14 @@ async def test_four_workers_that_are_killed_lose_no_job(
     kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path, tell: Tell
 ) -> None:
     await check(FAST, kind, seed, nursery, server, tmp_path, tell)
+
+
+@seeds(1)
+@WORKER_KINDS
+async def test_with_weights_turns_and_every_limit_no_job_is_lost_either(
+    kind: str, seed: int, nursery: Nursery, server: PrivateBroker, tmp_path: Path, tell: Tell
+) -> None:
+    await check(FAST, kind, seed, nursery, server, tmp_path, tell, EVERY_RULE)
 
 
 @pytest.mark.chaos

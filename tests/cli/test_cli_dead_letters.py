@@ -144,7 +144,7 @@ def test_replay_by_key_by_filter_and_all_once() -> None:
     assert "1 queued again, 0 users pending again" in saqkit("dlq", "replay", "--all").stdout
     assert answer("dlq", "replay", "--all") == {"found": 0, "replayed": 0, "users_reopened": 0}
     counts = answer("stats")["queues"]
-    assert (counts["mail"]["queued"], counts["orders"]["queued"]) == (2, 1)
+    assert (counts["mail"]["waiting"], counts["orders"]["waiting"]) == (2, 1)
 
 
 def job_of(url: str, queue: str, key: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def test_replay_with_other_arguments_and_into_another_queue(filled: str) -> None
         "users_reopened": 0,
     }
     assert job_of(filled, "orders", "m2")["kwargs"] == {"order": 7, "note": "é"}
-    assert answer("stats")["queues"]["orders"]["queued"] == 1
+    assert answer("stats")["queues"]["orders"]["waiting"] == 1
     assert answer("dlq", "replay", "o1", "--to", "mail")["replayed"] == 1
     assert listed() == []
 

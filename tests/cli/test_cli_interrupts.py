@@ -132,5 +132,5 @@ def test_announce_that_waits(temporary: Path, redis_url: str, monkeypatch: pytes
     assert interrupt(process) == (130, "")
     worker = start("worker", "school-events", *QUICK)
     says(worker, "ready:")
-    wait_until(lambda: answer("stats")["queues"]["notifications"]["complete"] == 2)
+    wait_until(lambda: answer("stats")["queues"]["notifications"]["completed"] == 2)
     assert interrupt(worker)[0] == 130

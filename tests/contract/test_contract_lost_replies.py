@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -17,6 +18,13 @@ from saqkit.queue.dead_letters import replay
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 
+NO_RULES: Mapping[str, Any] = {}
+EVERY_RULE: Mapping[str, Any] = {
+    "weights": {"critical": 8, "high": 4, "normal": 2, "low": 1},
+    "fairness": "tenants",
+    "tenant_rate_limit": {"limit": 1_000},
+    "running_limits": [{"key": "tenant", "limit": 6}],
+}
 Counts = Callable[[Queue], Awaitable[dict[str, int]]]
 
 
@@ -76,12 +84,13 @@ class Life:
             await consumer.finish(job, Status.COMPLETE, result=2)
 
 
-async def lived(url: str, tap: Tap, lose: int, counts: Counts) -> int:
+async def lived(url: str, tap: Tap, lose: int, counts: Counts, rules: Mapping[str, Any] = NO_RULES) -> int:
     """One life in a queue of its own, with answer number `lose` lost; returns how many answers there were."""
     name = f"life-{secrets.token_hex(4)}"
     direct = Queue.from_url(url, name=name)
     producer, consumer = (Queue.from_url(tap.url, name=name, tick_s=0.05) for _ in range(2))
     life = Life(producer, consumer)
+    await direct.configure(rules)
     tap.lose(lose)
     try:
         async with asyncio.timeout(40):
@@ -104,13 +113,16 @@ async def lived(url: str, tap: Tap, lose: int, counts: Counts) -> int:
 
 
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=[pytest.mark.chaos, pytest.mark.timeout(600)])])
-async def test_any_single_lost_answer_is_harmless(redis_url: str, tap: Tap, counts: Counts, stride: int) -> None:
-    answers = await lived(redis_url, tap, 0, counts)
+@pytest.mark.parametrize("rules", [NO_RULES, EVERY_RULE], ids=["plain", "every-rule"])
+async def test_any_single_lost_answer_is_harmless(
+    redis_url: str, tap: Tap, counts: Counts, rules: Mapping[str, Any], stride: int
+) -> None:
+    answers = await lived(redis_url, tap, 0, counts, rules)
     lost = 0
-    for number in range(1, answers + 1, stride):
-        await lived(redis_url, tap, number, counts)
+    for number in range(1, answers + 1, stride * (3 if rules and stride > 1 else 1)):
+        await lived(redis_url, tap, number, counts, rules)
         lost += tap.lost
-    assert lost >= answers / stride * 0.8  # a quick life has fewer answers than the first
+    assert lost >= answers / stride * (0.2 if rules else 0.7)  # a quick life has fewer answers than the first
     print(f"\n{lost} answers lost, of {answers} of a life")
 
 

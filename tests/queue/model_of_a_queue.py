@@ -150,6 +150,26 @@ class Model:
             self.line_up(key)
         return due
 
+    def hasten(self, keys: Sequence[str]) -> list[int]:
+        """Scheduled jobs join the end of their lines now, due or not."""
+        scheduled = [self.jobs[key].state == State.SCHEDULED for key in keys]
+        for key in (key for key, yes in zip(keys, scheduled, strict=True) if yes):
+            self.step(key, Action.HASTEN)
+            self.line_up(key)
+        return [int(yes) for yes in scheduled]
+
+    def prioritise(self, key: str, level: int) -> int:
+        """A job that waits gets another level, at the end of its line."""
+        job = self.jobs[key]
+        if job.state not in (State.QUEUED, State.SCHEDULED):
+            return 0
+        if job.priority != level:
+            self.step(key, Action.PRIORITISE)
+            job.priority = level
+            if job.state == State.QUEUED:
+                self.line_up(key)
+        return 1
+
     # --- worker ------------------------------------------------------------------------------------------------------
 
     def take(self, who: str, request: int, free: int) -> list[Taken]:
@@ -286,13 +306,16 @@ class Model:
                 self.line_up(key, old_place=True)
         return lost
 
-    def cancel(self, key: str, claim: int | None, *, kept: bool, grace: bool) -> int:
+    def cancel(self, key: str, claim: int | None, *, kept: bool, grace: bool, waiting: bool = False) -> int:
         """By an operator (`claim` None), or by the worker that has stopped it: the state it was in, or 0.
 
         The key of a job that is cancelled while it runs stays taken for the grace, or until its worker has stopped.
+        With `waiting` one that runs is left alone.
         """
         job = self.jobs[key]
         was = job.state
+        if waiting and was == State.ACTIVE:
+            return 0
         if was in LIVE and (claim is None or self.holds(key, claim)):
             self.step(key, Action.CANCEL)
             job.taken_key = grace and claim is None and was == State.ACTIVE

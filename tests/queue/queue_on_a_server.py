@@ -32,7 +32,7 @@ end
 return {jobs, places, redis.call('HGETALL', Q .. 'counts'), redis.call('GET', Q .. 'weight') or '0'}
 """
 SCRIPTS = ("enqueue", "promote", "take", "finish", "retry", "bury", "release", "renew", "update", "recover", "cancel")
-SCRIPTS += ("replay", "forget", "move", "deliver", "audit")
+SCRIPTS += ("replay", "forget", "move", "deliver", "audit", "hasten", "prioritise")
 
 
 class OnServer:
@@ -75,6 +75,12 @@ class OnServer:
     def promote(self) -> list[str]:
         return [key.decode() for key in self.run("promote", TICK_S)]
 
+    def hasten(self, keys: Sequence[str]) -> Any:
+        return self.run("hasten", *keys)
+
+    def prioritise(self, key: str, level: int) -> Any:
+        return self.run("prioritise", key, level)[0]
+
     def take(self, who: str, request: int, free: int, key: str = "") -> list[Taken]:
         _, _, _, *rows = self.run("take", free, who, LEASE_S, *self.rate, who, request, key, TICK_S)
         return [self._taken(*row) for row in rows]
@@ -106,8 +112,9 @@ class OnServer:
     def recover(self) -> list[str]:
         return [key.decode() for key in self.run("recover", POISON_CRASHES, LEASE_S, self.cap)]
 
-    def cancel(self, key: str, claim: int | None, *, kept: bool, grace: bool) -> Any:
-        return self.run("cancel", key, "no", 600 if kept else -1, self.token(claim), "{}", FAR_S * grace)[0]
+    def cancel(self, key: str, claim: int | None, *, kept: bool, grace: bool, waiting: bool = False) -> Any:
+        grace_s = -1 if waiting else FAR_S * grace
+        return self.run("cancel", key, "no", 600 if kept else -1, self.token(claim), "{}", grace_s)[0]
 
     def replay(self, keys: Sequence[str], *, same_death: bool, body: str, users: int) -> Any:
         return self.run("replay", *(p for key in keys for p in (key, self._death(key, same_death), body, users)))

@@ -53,7 +53,9 @@ STEPS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "renew_or_update": (some, yes_or_no, seldom),
     "stopped": (one, yes_or_no),
     "recover": (some, seldom),
-    "cancel": (one, yes_or_no, yes_or_no),
+    "cancel": (one, yes_or_no, yes_or_no, seldom),
+    "hasten": (some,),
+    "prioritise": (one, yes_or_no, st.integers(1, 4)),
     "replay": (some, seldom, yes_or_no, st.integers(0, 5)),
     "purge": (some, seldom),
     "move": (some, seldom, seldom),
@@ -172,8 +174,17 @@ class SeveralWorkers:
         if not unseen:
             self.both("recover")
 
-    def cancel(self, number: int, kept: bool, grace: bool) -> None:
-        self.both("cancel", self.keys_in((State.ACTIVE,), [number])[0], None, kept=kept, grace=grace)
+    def cancel(self, number: int, kept: bool, grace: bool, waiting: bool) -> None:
+        """With `waiting` only what waits: jobs are cleared."""
+        self.both("cancel", self.keys_in((State.ACTIVE,), [number])[0], None, kept=kept, grace=grace, waiting=waiting)
+
+    def prioritise(self, number: int, delayed: bool, level: int) -> None:
+        """A job that waits gets another level."""
+        state = State.SCHEDULED if delayed else State.QUEUED
+        self.both("prioritise", self.keys_in((state,), [number])[0], level)
+
+    def hasten(self, numbers: list[int]) -> None:
+        self.both("hasten", self.keys_in((State.SCHEDULED,), numbers))
 
     def replay(self, numbers: list[int], another_death: bool, changed: bool, users: int) -> None:
         keys, body = self.keys_in((State.DEAD,), numbers), self.fresh() if changed else ""

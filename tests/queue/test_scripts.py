@@ -16,7 +16,7 @@ from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import FOLDER, Refused, names, refusals
 from saqkit.spec.lifecycle import TRANSITIONS
 
-READ_ONLY = {"audit", "renew", "update", "promote"}
+READ_ONLY = {"audit", "batch", "configure", "overview", "promote", "renew", "steer", "update"}
 
 
 def test_every_transition_has_its_file_and_every_file_its_transition() -> None:

@@ -95,6 +95,11 @@ async def do(queue: Queue, job: Job, action: Action) -> None:
             await queue.abort(job, "stopped")
         case Action.REPLAY:
             assert await replay(queue, ["k"]) == [True]
+        case Action.HASTEN:
+            assert await queue.run_script("hasten", "k") == [1]
+        case Action.PRIORITISE:
+            for level in ("low", "normal"):
+                await queue.set_priority("k", level)
         case Action.MOVE:
             assert await queue.run_script("move", "elsewhere", "k", "", "{}", 0, "m") == [1]
         case Action.DELIVER | Action.REFUSE:
@@ -168,6 +173,8 @@ async def test_what_the_life_cycle_does_not_allow_changes_nothing(queue: Queue, 
         Action.RECOVER: ("recover", 3, 5),
         Action.POISON: ("recover", 1, 5),
         Action.CANCEL: ("cancel", "k", "no", 600, "", "{}", 5),
+        Action.HASTEN: ("hasten", "k"),
+        Action.PRIORITISE: ("prioritise", "k", 1),
         Action.REPLAY: ("replay", "k"),
         Action.FORGET: ("forget", -1, "k"),
         Action.MOVE: ("move", "elsewhere", "k", "", "{}", 0, "m"),
@@ -178,7 +185,7 @@ async def test_what_the_life_cycle_does_not_allow_changes_nothing(queue: Queue, 
     said = await queue.run_script(*raw[action])
     assert await everything(queue) == before
     if state != State.ABSENT and action not in (Action.TAKE, Action.FORGET, Action.DELIVER, Action.REFUSE):
-        assert said in ([], [0])
+        assert said in ([], [0], [0, int(state)])
     assert (await audit(queue)).problems == ()
 
 

@@ -11,6 +11,7 @@ from saq.job import Job, Status
 from saq.worker import Worker
 
 from saqkit.queue.audit import audit
+from saqkit.queue.counting import statistics
 from saqkit.queue.queue import Queue
 from saqkit.queue.replaying import purge, replay
 from saqkit.spec.topology import RateLimit
@@ -64,9 +65,33 @@ async def live(queue: Queue, other: Queue) -> None:
         assert (await queue.info(jobs=True))["workers"]
     assert await queue.count("incomplete") == 0
 
+    # A batch of one, which two jobs follow, and which calls back into the other queue.
+    await queue.submit_batch([Job("f", key="member")], on_complete=Job("g", queue=other))
+    member = await queue.dequeue(timeout=5)
+    assert member is not None
+    await queue.follow_up(member, "f")
+    await other.follow_up(member, "f")
+    await queue.finish(member, Status.COMPLETE)
+    for one in (queue, other, other):
+        follower = await one.dequeue(timeout=10)
+        assert follower is not None
+        await one.finish(follower, Status.COMPLETE)
+
     assert await queue.enqueue_many(Job("f", key=f"m{n}", priority=1 + n % 4) for n in range(8)) == [True] * 8
     await queue.enqueue("f", key="later", scheduled=1)
     await queue.schedule()
+
+    # Operators: pause, other limits and levels, a delayed job promoted, numbers.
+    await queue.pause("a look at it")
+    assert await queue.pause_of() is not None
+    await queue.configure(weights={"critical": 8, "high": 4, "normal": 2, "low": 1}, fairness="tenants")
+    await queue.configure(None)
+    await queue.set_priority("m3", "critical")
+    await queue.enqueue("f", key="much-later", scheduled=2_000_000_000)
+    assert (await queue.hasten_keys(["much-later"])).done == 1
+    assert (await statistics(queue)).waiting == 10
+    await queue.resume()
+
     first = await queue.dequeue(timeout=5)
     assert first is not None
     await queue.update(first, meta={"seen": True})

@@ -193,7 +193,8 @@ def parts() -> list[type[Part]]:
     while queue:
         for part in queue.pop().__subclasses__():
             queue.append(part)
-            if part.__module__.startswith("saqkit.spec.") and not part.__name__.startswith("_"):
+            hidden = part.__name__.startswith("_") or part.__name__ == "Taking"  # its fields are those of Queue
+            if part.__module__.startswith("saqkit.spec.") and not hidden:
                 found.append(part)
     return sorted(found, key=lambda part: part.__name__)
 

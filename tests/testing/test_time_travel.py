@@ -156,3 +156,16 @@ def test_every_key_of_a_queue_is_accounted_for() -> None:
     assert len(schema) > 10
     told = " ".join(line for line in SCRIPT.read_text(encoding="utf-8").splitlines() if line.startswith("-- |"))
     assert [name for name in schema if f"Q {name}" not in told] == []
+
+
+async def test_a_batch_that_is_over_is_forgotten_in_its_time(saqkit_queue: Queue) -> None:
+    queue = saqkit_queue
+    await queue.submit_batch([Job("resize", key="one", ttl=0)], id="over", keep_s=60)
+    await queue.open_batch("open")
+    await queue.finish(await taken(queue), Status.COMPLETE)
+    await advance(queue, 58)
+    assert await queue.get_batch("over") is not None
+    await advance(queue, 3)
+    assert await queue.get_batch("over") is None
+    assert await queue.get_batch("open") is not None
+    assert (await audit(queue)).problems == ()

@@ -48,7 +48,7 @@ async def test_a_worker_shows_its_lag_where_its_counts_are_shown(redis_url: str)
         async with asyncio.timeout(10):
             while not (workers := (await queue.info())["workers"]):
                 await asyncio.sleep(0.02)
-        assert workers["w"]["metadata"] == {"loop_lag_s": 0.0}
+        assert workers["w"]["metadata"] == {"loop_lag_s": 0.0, "slots": 1, "running": 0}
     finally:
         lag.cancel()
         worker.stop()

@@ -1,12 +1,29 @@
 -- enqueue: absent (or ended) -> queued, or -> scheduled where the job has a due time.
 -- ARGV: tick, call (a name that is used once), the caller's clock,
---       then for each job: key, body, prio, due (on the caller's clock; 0: none), users, keep (s its key stays taken after it is done)
+--       then for each job: key, body, prio, due (on the caller's clock; 0: none; =: and a time of the server's), users,
+--       keep (s its key stays taken after it is done; and where it is unique: s its id is taken at least, until when
+--       beyond that: s it starts, e it ends, t no longer; the id)
 --       or, where only key and body differ: '', prio, due, users, keep, then for each job: key, body
--- Returns for each job 1 (also where this very call is repeated), or 0 where a job of that key lives or is still kept.
+--       A call named "fire KNOWN MARK SCHEDULE" brings the jobs of a schedule's firings up to MARK: it does nothing unless
+--       the last that was dealt with is the one that the caller knew (-: none).
+--       A call named "batch ID NAME" brings members of a batch: it does nothing (returns nothing) unless that is open.
+-- Returns for each job 1 (also where this very call is repeated), or 0 where a job of that key lives or is still kept, or the key
+-- of the job that has its unique id.
 local at, tick, call, clock = now(), tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local at_text, accepted, lines, added = text(at), {}, {}, false
 -- A delay lasts as long as its producer meant. Where the clocks agree, a due time is the time itself.
 local ahead = math.abs(clock - at) > 0.05 and clock - at or 0
+local known, mark, schedule = string.match(call, '^fire (%S+) (%S+) (.+)$')
+if schedule then
+  local last = redis.call('HGET', Q .. 'schedules', schedule) or '-'
+  if last ~= known or tonumber(mark) > at then return {} end
+  redis.call('HSET', Q .. 'schedules', schedule, mark)
+end
+local batch, named = string.match(call, '^batch (%S+) (%S+)$')
+if batch then
+  if redis.call('HGET', Q .. 'batch:' .. batch, 'open') ~= '1' then return {} end
+  call = named
+end
 local alike = ARGV[4] == ''
 local first, step = alike and 9 or 4, alike and 2 or 6
 local many = (#ARGV - first + 1) / step
@@ -17,6 +34,12 @@ local function add(key, body, prio, name, users, keep, ...)
   if users ~= '0' then fields[#fields + 1] = 'users'; fields[#fields + 1] = users end
   if keep ~= '0' then fields[#fields + 1] = 'keep'; fields[#fields + 1] = keep end
   redis.call('HSET', J .. key, unpack(fields))
+end
+
+local function take_id(id, key, least, mode)
+  redis.call('HSET', Q .. 'unique', id, text(at + tonumber(least)) .. ' ' .. mode .. ' ' .. key)
+  redis.call('HSET', J .. key, 'unique', id)
+  look_over_ids(2, at)
 end
 
 local function flush(prio)
@@ -31,32 +54,51 @@ for i = first, #ARGV, step do
   local name = call .. '.' .. i
   local old = redis.call('HMGET', J .. key, 'state', 'until', 'enq')
   local live = old[1] == QUEUED or old[1] == SCHEDULED or old[1] == ACTIVE or old[1] == OUTGOING
+  local stays, least, mode, id = keep
+  if keep ~= '0' and string.find(keep, ' ', 1, true) then
+    stays, least, mode, id = string.match(keep, '^(%S+) (%S+) (%a) (.+)$')
+  end
+  local twin = id and taken_by(id, at)
   place = place + 1
   if old[3] == name then
     accepted[#accepted + 1] = 1
   elseif live or (old[2] and tonumber(old[2]) > at) then
-    accepted[#accepted + 1] = 0
+    accepted[#accepted + 1] = batch and in_batch(batch, key) and 1 or 0
+  elseif twin then
+    accepted[#accepted + 1] = twin
   else
     if old[1] then
-      if redis.call('ZREM', Q .. 'dead', key) == 1 then count('superseded') end
+      if redis.call('ZREM', Q .. 'dead', key) == 1 then
+        count('superseded')
+        leaves_batch(key)
+      end
       redis.call('DEL', J .. key)
     end
     if due ~= '0' then
-      local wakes = ahead == 0 and due or text(tonumber(due) - ahead)
+      local fixed = string.sub(due, 1, 1) == '='
+      local wakes = fixed and string.sub(due, 2) or ahead == 0 and due or text(tonumber(due) - ahead)
       local ready = text(on_tick(tonumber(wakes), tick))
       if tonumber(wakes) <= at then -- no tick to wait for; what was due first still comes first
         wakes, ready = text(math.min(tonumber(wakes), last_tick(at, tick))), at_text
       end
-      add(key, body, prio, name, users, keep, 'state', SCHEDULED, 'at_r', ready)
+      add(key, body, prio, name, users, stays, 'state', SCHEDULED, 'at_r', ready)
       redis.call('ZADD', Q .. 'incomplete', wakes, ID .. key)
     else
-      add(key, body, prio, name, users, keep, 'state', QUEUED, 'seq', place)
+      if arranged() then
+        local group = group_of(body)
+        add(key, body, prio, name, users, stays, 'state', QUEUED, 'seq', place, 'grp', group)
+        join(key, prio, place, group)
+      else
+        add(key, body, prio, name, users, stays, 'state', QUEUED, 'seq', place)
+      end
       local line = lines[prio] or {}
       lines[prio] = line
       line[#line + 1] = place
       line[#line + 1] = key
       if #line >= 2000 then flush(prio) end
     end
+    if id then take_id(id, key, least, mode) end
+    if batch then joins_batch(batch, key, users) end
     accepted[#accepted + 1] = 1
     added = true
   end

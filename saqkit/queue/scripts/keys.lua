@@ -9,24 +9,49 @@
 -- | Q leases        | zset   | active jobs; score = when the claim expires unless it is renewed, in whole ms (short  |
 -- |                 |        | sorted sets keep whole numbers as such, others as text that each comparison parses)   |
 -- | Q dead          | zset   | dead letters; score = when the job died                                               |
--- | Q outgoing      | zset   | dead letters on their way into another queue; score = when the job died                 |
+-- | Q outgoing      | zset   | on their way into another queue: dead letters (score = when the job died), and jobs   |
+-- |                 |        | that follow one which has ended (when it has; see following.lua)                      |
 -- | Q seq           | string | counter: places in the line and fencing tokens (with the time, so that a server that  |
 -- |                 |        | has forgotten its last second gives out none again)                                   |
 -- | Q wake          | list   | at most one element: "there is something to take", popped by one blocked process      |
 -- | Q window        | zset   | rate limit: admitted weight; score = when it leaves the window, member = seq:weight   |
 -- | Q weight        | string | rate limit: sum of the weights in Q window                                            |
+-- | Q settings      | string | what `configure` has changed, as JSON; it wins over what processes were started with  |
+-- | Q passes        | hash   | weighted priorities: of each level, what it has had (see saqkit/spec/choosing.py)     |
+-- | Q arranged      | string | while it exists, waiting jobs stand in the lines of groups too (see lines.lua): how   |
+-- | Q line:<p>:<g>  | zset   | waiting jobs of a group and priority level; score as in Q queued                      |
+-- | Q heads:<p>:<o> | zset   | the groups of an owner; score = place of the first job, raised if parked              |
+-- | Q turns:1..4    | zset   | the owners who wait in a level; score = their turn, raised if all groups are parked   |
+-- | Q turn:1..4     | string | counter: the last turn of a level                                                     |
+-- | Q fresh:1..4    | zset   | jobs that waited before there were groups, until they have joined theirs              |
+-- | Q wait:<p>:<n>  | zset   | parked groups of a level that wait for a name (see Q running; a tenant's is ["",t]);  |
+-- |                 |        | score = their rank then                                                               |
+-- | Q waits         | set    | level and name of each of these                                                       |
+-- | Q running       | hash   | name of a running limit's key and value -> how many jobs run                          |
+-- | Q freed         | set    | such names whose number has fallen while groups waited: the next `take` looks         |
+-- | Q tenant:<t>    | zset   | rate limit of a tenant: as Q window                                                   |
+-- | Q used:<t>      | string | rate limit of a tenant: as Q weight                                                   |
+-- | Q closed        | zset   | tenants whose window has no room; score = when something leaves it                    |
 -- | Q taken:<who>   | string | what the last `take` of a process gave it, so that asking again gives the same        |
 -- | Q alive         | string | when a process was last heard of: if long ago, the server was away (see `contact`)    |
--- | Q paused        | string | while it exists, nothing is taken                                                     |
+-- | Q paused        | string | while it exists, nothing is taken: since when, and JSON of who paused it and why        |
+-- | Q slots         | string | how many slots each process has for this queue, if an operator has decided it          |
 -- | Q counts        | hash   | complete, failed, retried, aborted, lost, released, fenced, superseded;               |
 -- |                 |        | what became of dead letters: dead_replayed, _moved, _purged, _dropped, _expired       |
--- | Q recording     | string | while it exists, every attempt that ends is appended to Q trace                       |
+-- | Q recording     | string | while it exists, every attempt that ends is appended to Q trace; a number above 1 is    |
+-- |                 |        | how many are kept, the last ones                                                      |
 -- | Q trace         | list   | ended attempts, a JSON array each (see `record`)                                      |
+-- | Q unique        | hash   | unique id -> the job that has it: until when at least, t (for that time) or s (until it  |
+-- |                 |        | starts) or e (until it ends), its key; an entry may be out of date (see `taken_by`)    |
+-- | Q schedules     | hash   | a schedule -> its last firing that was dealt with, in whole seconds                    |
+-- | Q batch:<id>    | hash   | a batch: what has become of its members, whom it calls back (see following.lua)        |
+-- | Q batches       | zset   | the batches; score = when each is forgotten, inf while members are pending or it is open |
 -- | Q aborted:<key> | string | why a job that was running was aborted, while its key stays taken (SAQ's `abort_id`)  |
 -- | J <key>         | hash   | a job: body (JSON), state (number of the life-cycle), prio, seq, att, crash, rel      |
 -- |                 |        | (given back), users, at_q, at_r, at_t (first enqueued, ready unless at once, taken),  |
--- |                 |        | tok, worker, keep, until, err, enq; while outgoing: to (queue), to_body, to_users,    |
--- |                 |        | move (the delivery's name)                                                            |
+-- |                 |        | tok, worker, keep, until, err, enq, grp (its group), run (JSON: what it is counted as |
+-- |                 |        | while it runs); batch (its weight and batch); while outgoing: to (queue), to_key (else  |
+-- |                 |        | the same), to_body, to_users, move (the delivery's name)                              |
 --
 -- All times are seconds of the server's own clock.
 local Q, J = KEYS[1], KEYS[2]
@@ -73,42 +98,45 @@ local function contact(at, lease)
   redis.call('SET', Q .. 'alive', text(at))
 end
 
--- Put a job in its level's line; `seq` keeps an old place, none gives the last.
-local function line_up(key, prio, seq)
-  seq = seq or redis.call('INCR', Q .. 'seq')
-  redis.call('ZADD', Q .. 'queued:' .. prio, seq, key)
-  redis.call('HSET', J .. key, 'state', QUEUED, 'seq', seq)
+-- The job that has a unique id now, nil if none has. The entry of a job that has ended is dropped, but for a dead letter's:
+-- if it is replayed before anybody else has asked, it has its id again.
+local function taken_by(id, at)
+  local entry = redis.call('HGET', Q .. 'unique', id)
+  if not entry then return nil end
+  local ends, mode, key = string.match(entry, '^(%S+) (%a) (.*)$')
+  if tonumber(ends) > at then return key end
+  local f = redis.call('HMGET', J .. key, 'state', 'unique', 'until')
+  local state = f[2] == id and f[1] or nil
+  if state == QUEUED or state == SCHEDULED or state == OUTGOING then
+    if mode ~= 't' then return key end
+  elseif mode == 'e' and (state == ACTIVE or (state == CANCELLED and f[3] and tonumber(f[3]) > at)) then
+    return key -- also while a job that was cancelled may still be running
+  elseif state ~= DEAD and state ~= ACTIVE then
+    redis.call('HDEL', Q .. 'unique', id)
+  end
 end
 
--- Delayed jobs whose tick has come join the line, at most 1,000 a call, so that the server is never held up.
-local function promote(at, tick)
-  local due = redis.call('ZRANGEBYSCORE', Q .. 'incomplete', '-inf', text(last_tick(at, tick)), 'LIMIT', 0, 1000)
-  if #due == 0 then return due end
-  redis.call('ZREM', Q .. 'incomplete', unpack(due))
-  for n, id in ipairs(due) do
-    local key = string.sub(id, #ID + 1)
-    due[n] = key
-    local prio = redis.call('HGET', J .. key, 'prio')
-    if prio then line_up(key, prio) end
-  end
-  return due
+-- Nobody is told when a unique id is free again, so now and then some entries are looked at.
+local function look_over_ids(many, at)
+  for _, id in ipairs(redis.call('HRANDFIELD', Q .. 'unique', many)) do taken_by(id, at) end
 end
 
 -- Whether `token` is the claim that may change the job now: 1 yes, 0 no (counted), 2 this very change is already made
 -- (also where the job is gone: it may have been kept for no time at all).
--- Returns also how long the job's key stays taken after it is done (nil: no longer).
+-- Returns also how long the job's key stays taken after it is done (nil: no longer), what it is counted as while it runs, and
+-- its field `batch`.
 local function holds(key, token, target, later)
-  local job = redis.call('HMGET', J .. key, 'state', 'tok', 'keep')
-  if job[1] == ACTIVE and job[2] == token then return 1, job[3] end
+  local job = redis.call('HMGET', J .. key, 'state', 'tok', 'keep', 'run', 'batch')
+  if job[1] == ACTIVE and job[2] == token then return 1, job[3], job[4], job[5] end
   if not job[1] or (job[2] == token and (job[1] == target or job[1] == later)) then return 2 end
   redis.call('HINCRBY', Q .. 'counts', 'fenced', 1)
   return 0
 end
 
-local recorded -- asked once a call
+local recorded -- asked once a call: how many attempts are kept (1: all), 0 if none is recorded
 local function recording()
-  if recorded == nil then recorded = redis.call('EXISTS', Q .. 'recording') == 1 end
-  return recorded
+  if recorded == nil then recorded = tonumber(redis.call('GET', Q .. 'recording') or '0') end
+  return recorded > 0
 end
 
 -- Append an attempt that ended to the trace. `row` is what the worker knows of it (JSON), or the job's body.
@@ -119,6 +147,7 @@ local function record(outcome, key, at, row)
   for i = 1, 7 do f[i] = f[i] or '0' end
   redis.call('RPUSH', Q .. 'trace',
     cjson.encode({outcome, key, text(at), f[1], f[2], f[3], f[4], f[5], f[6], f[7], row}))
+  if recorded > 1 then redis.call('LTRIM', Q .. 'trace', -recorded, -1) end
 end
 
 local function count(what, many)
@@ -136,6 +165,8 @@ local function tell(key, status)
   redis.call('PUBLISH', J .. key, status)
 end
 
+local leaves_batch -- a dead letter that is removed leaves its batch: following.lua, where something can be removed
+
 -- A job becomes a dead letter. Beyond `cap` of them (0: none) the oldest go, at most 1,000 a call, and are counted.
 local function die(key, at, cap)
   redis.call('HSET', J .. key, 'state', DEAD)
@@ -145,7 +176,10 @@ local function die(key, at, cap)
   local beyond = cap > 0 and redis.call('ZCARD', Q .. 'dead') - cap or 0
   if beyond > 0 then
     local oldest = redis.call('ZPOPMIN', Q .. 'dead', math.min(beyond, 1000))
-    for i = 1, #oldest, 2 do redis.call('DEL', J .. oldest[i]) end
+    for i = 1, #oldest, 2 do
+      leaves_batch(oldest[i])
+      redis.call('DEL', J .. oldest[i])
+    end
     count('dead_dropped', #oldest / 2)
   end
 end

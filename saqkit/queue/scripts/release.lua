@@ -4,9 +4,10 @@
 local at, said = now(), {}
 for i = 1, #ARGV, 4 do
   local key, token, body = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local held = holds(key, token, QUEUED)
+  local held, _, run = holds(key, token, QUEUED)
   if held == 1 then
     record('released', key, at, ARGV[i + 3])
+    stop_running(key, run)
     redis.call('ZREM', Q .. 'leases', key)
     local f = redis.call('HMGET', J .. key, 'prio', 'seq')
     redis.call('HINCRBY', J .. key, 'att', -1)

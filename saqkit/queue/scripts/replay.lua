@@ -4,11 +4,12 @@
 local at, said = now(), {}
 for i = 1, #ARGV, 4 do
   local key, body, replayed = ARGV[i], ARGV[i + 2] or '', 0
-  local prio = redis.call('HGET', J .. key, 'prio')
+  local prio, member = unpack(redis.call('HMGET', J .. key, 'prio', 'batch'), 1, 2)
   if take_letter(key, ARGV[i + 1]) and prio then
     redis.call('HDEL', J .. key, 'att', 'crash', 'err', 'tok')
     redis.call('HSET', J .. key, 'at_r', text(at))
     if body ~= '' then redis.call('HSET', J .. key, 'body', body, 'users', ARGV[i + 3]) end
+    returns_to_batch(member, key)
     line_up(key, prio)
     count('dead_replayed')
     tell(key, 'queued')

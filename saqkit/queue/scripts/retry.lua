@@ -4,9 +4,10 @@
 local at, tick, said = now(), tonumber(ARGV[1]), {}
 for i = 2, #ARGV, 5 do
   local key, token, delay = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3])
-  local held = holds(key, token, SCHEDULED, QUEUED)
+  local held, _, run = holds(key, token, SCHEDULED, QUEUED)
   if held == 1 then
     record('retry', key, at, ARGV[i + 4])
+    stop_running(key, run)
     redis.call('ZREM', Q .. 'leases', key)
     if delay > 0 then
       redis.call('HSET', J .. key, 'state', SCHEDULED, 'body', ARGV[i + 2], 'at_r', text(on_tick(at + delay, tick)))

@@ -1,16 +1,19 @@
 -- take: queued -> active, for as many jobs as the caller has free slots; due jobs are promoted first.
 -- ARGV: free slots (-1: none, and whoever asks will take no more under this name), worker, lease_s, limit (0 = none), period_s, unit (jobs | users), who asks, number of the request,
---       key (take this job alone, wherever it waits; empty: the next ones), tick_s (left out: 0.2)
+--       key (take this job alone, wherever it waits; empty: the next ones), tick_s (left out: 0.2),
+--       rules as JSON (left out or empty: none; see choosing.lua)
 -- A request that is repeated, because its reply was lost, gets what it was given: claims nobody knows of are not left.
 -- Nor are they by a request that still waits behind a blocking pop when its process gives up: it comes too late.
 -- Returns {server time, seconds until something is due or -1, seconds until the rate limit admits more or -1,
 --          {key, token, attempt, crashes, prio, at_q, at_r, body, 1 if attempts are recorded}, ...}
 local at, free, worker, lease = now(), math.min(tonumber(ARGV[1]), 1000), ARGV[2], tonumber(ARGV[3])
-local limit, period, unit, who, request, named = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local who, request, named = ARGV[7], ARGV[8], ARGV[9]
 local tick, taken, blocked, given = tonumber(ARGV[10] or '0.2'), {}, -1, Q .. 'taken:' .. who
 local at_text, expires, leases, pairs_given = text(at), millis(at + lease), {}, {}
 
 contact(at, lease)
+local last, configured, stored = unpack(redis.call('MGET', given, Q .. 'settings', Q .. 'arranged'), 1, 3)
+arrangement = stored and cjson.decode(stored) or false
 promote(at, tick)
 
 local function hand_over(key, token, attempt, f)
@@ -35,7 +38,6 @@ local function claim(key, number)
   pairs_given[#pairs_given + 1] = token
 end
 
-local last = redis.call('GET', given)
 if last == 'closed' then return {at_text, '-1', '-1'} end
 if free < 0 then redis.call('SET', given, 'closed', 'EX', math.ceil(lease) + 1) end
 if last and string.sub(last, 1, #request + 1) == request .. ' ' then
@@ -48,6 +50,12 @@ if last and string.sub(last, 1, #request + 1) == request .. ' ' then
   return {at_text, '0', '-1', unpack(taken)}
 end
 if free < 0 then return {at_text, '-1', '-1'} end
+
+read_rules(ARGV[11] or '', configured)
+if named == '' and (rules or arrangement) then
+  arrange()
+  if arrangement then reopen(at_text) end
+end
 
 -- The rate limit is a sliding log: what is admitted stays in the window for a period, or, where one job is heavier
 -- than the whole limit, for weight / limit periods.
@@ -107,11 +115,23 @@ end
 
 local paused, waiting = redis.call('EXISTS', Q .. 'paused') == 1, 0
 if named ~= '' then
-  local f = redis.call('HMGET', J .. named, 'state', 'prio')
+  local f = redis.call('HMGET', J .. named, 'state', 'prio', 'grp', 'body')
   if f[1] == QUEUED or f[1] == SCHEDULED then
-    redis.call('ZREM', Q .. 'queued:' .. f[2], named)
+    unline(named, f[2], f[3])
     redis.call('ZREM', Q .. 'incomplete', ID .. named)
+    if arranged() and f[4] then start_running(named, counted_as(group_of(f[4]))) end
     claim(named, redis.call('INCR', Q .. 'seq'))
+  end
+elseif rules then
+  if not paused then
+    take_by_rules(at, at_text, function() return #taken < free and blocked < 0 end, admitted, claim)
+    local more, _, opens = may_be_more(), nil, nil
+    if arrangement then _, opens = first(Q .. 'closed') end
+    if opens and #taken < free and (blocked >= 0 or not more) then
+      local left = math.max(0, opens - at)
+      blocked = blocked < 0 and left or math.min(blocked, left)
+    end
+    if more or opens then waiting = 1 end -- if only to tell somebody who has a free slot when a tenant may go on
   end
 else
   for prio = 1, 4 do

@@ -1,0 +1,202 @@
+"""What a queue's jobs do now, what they have done, and how long they wait and take."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from saqkit.queue.live_jobs import LIVE, live_jobs
+from saqkit.queue.operating import MOST_RECORDED, Pause
+from saqkit.queue.recorded import attempts_of, read
+from saqkit.queue.stored import LEVELS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saqkit.queue.queue import Queue
+
+TIMES = ("wait_p50_s", "wait_p95_s", "wait_p99_s", "service_p50_s", "service_p95_s", "service_p99_s")
+"""Percentiles of the recorded attempts: wait = started - ready, service = finished - started, in seconds."""
+
+_SHARES = (0.5, 0.95, 0.99)
+_PAGE = 20_000
+
+
+@dataclass(frozen=True)
+class Group:
+    """The jobs of a priority level or a tenant.
+
+    `oldest_s`: how long the one that waits longest could have been taken (NaN: none waits). `attempts`: how many
+    recorded ones the percentiles stand on; `times`: by the names of `TIMES`, NaN without any. `delayed` and `active`
+    are None where they were not counted.
+    """
+
+    waiting: int
+    delayed: int | None
+    active: int | None
+    oldest_s: float
+    attempts: int
+    times: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A queue, at one moment of the broker's clock (`at`, epoch seconds).
+
+    Now: `waiting`, `active`, `delayed` (with retries that wait for their delay), `dead` letters, letters that are
+    `outgoing`; `paused`; `oldest_s`: how long the job that waits longest could have been taken (NaN: none waits).
+    Since the queue exists: `completed`, `failed` (became dead letters), `retried`, `cancelled`, attempts `lost` with
+    their workers; dead letters that nobody looked after, `dead_dropped` by the cap or `dead_expired`. `workers` that
+    were heard of in the last 30 s; `slots` of each, where an operator has set them. `recording`: how many attempts are
+    kept (0: none is recorded, 1: all); the percentiles of `times` stand on `attempts` of them. `priorities`: by level;
+    `tenants`: by tenant, None unless they were asked for.
+    """
+
+    queue: str
+    at: float
+    waiting: int
+    active: int
+    delayed: int
+    dead: int
+    outgoing: int
+    completed: int
+    failed: int
+    retried: int
+    cancelled: int
+    lost: int
+    dead_dropped: int
+    dead_expired: int
+    workers: int
+    slots: int | None
+    paused: Pause | None
+    oldest_s: float
+    recording: int
+    attempts: int
+    times: dict[str, float]
+    priorities: dict[int, Group]
+    tenants: dict[str, Group] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, the percentiles beside the counts."""
+        plain = _flat(asdict(self))
+        plain["priorities"] = {level: _flat(group) for level, group in plain["priorities"].items()}
+        if plain["tenants"] is not None:
+            plain["tenants"] = {name: _flat(group) for name, group in plain["tenants"].items()}
+        return plain
+
+
+async def statistics(queue: Queue, *, tenants: bool = False, times: bool = True) -> Statistics:
+    """Count a queue's jobs, in one step of the server.
+
+    With `tenants` every job that has not ended is read as well, in pages: the groups then may differ from the counts by
+    what moved meanwhile. Without `times` what is recorded is not read. Percentiles are pandas' (linear) of the attempts
+    table, see `recorded_attempts`; without a record they are NaN.
+    """
+    said = await queue.run_script("overview")
+    at, paused, slots, recording = float(said[0]), Pause.of(said[1]), said[2], int(said[3] or 0)
+    delayed, active, dead, outgoing = (int(number) for number in said[4:8])
+    waiting = dict(zip(LEVELS, map(int, said[8:16:2]), strict=True))
+    oldest = {level: at - float(since) if since else math.nan
+              for level, since in zip(LEVELS, said[9:16:2], strict=True)}  # fmt: skip
+    counted = {name.decode(): int(number) for name, number in zip(said[16::2], said[17::2], strict=True)}
+    workers = (await queue.info())["workers"]
+    attempts = await recorded_attempts(queue) if recording and times else None
+    found = await _read_live(queue, at) if tenants else None
+    return Statistics(
+        queue=queue.name,
+        at=at,
+        waiting=sum(waiting.values()),
+        active=active,
+        delayed=delayed,
+        dead=dead,
+        outgoing=outgoing,
+        completed=counted.get("complete", 0),
+        failed=counted.get("failed", 0),
+        retried=counted.get("retried", 0),
+        cancelled=counted.get("aborted", 0),
+        lost=counted.get("lost", 0),
+        dead_dropped=counted.get("dead_dropped", 0),
+        dead_expired=counted.get("dead_expired", 0),
+        workers=len(workers),
+        slots=int(slots) if slots else None,
+        paused=paused,
+        oldest_s=_longest(oldest.values()),
+        recording=recording,
+        attempts=0 if attempts is None else len(attempts),
+        times=times_of(attempts),
+        priorities={
+            level: _group(attempts, found, "priority", level, oldest[level], waiting[level]) for level in LEVELS
+        },
+        tenants=None if found is None else {
+            name: _group(attempts, found, "tenant", name, found.oldest.get(name, math.nan))
+            for name in sorted({*found.tenants, *(() if attempts is None else attempts["tenant"])})
+        },
+    )  # fmt: skip
+
+
+async def recorded_attempts(queue: Queue) -> pd.DataFrame:
+    """The attempts table (`saqkit.spec.trace`) of what is recorded, see `Queue.record_attempts`; at most 100,000 rows.
+
+    Times are seconds since the first event of the table.
+    """
+    name, rows = queue.namespace("trace"), []
+    length = int(await queue.redis.llen(name))  # type: ignore[misc]  # typed for both kinds of client
+    for first in range(max(0, length - MOST_RECORDED), length, _PAGE):
+        found = await queue.redis.lrange(name, first, min(first + _PAGE, length) - 1)  # type: ignore[misc]
+        rows += [read(record, queue.name, "") for record in found]
+    return attempts_of(rows)
+
+
+def times_of(attempts: pd.DataFrame | None) -> dict[str, float]:
+    """The percentiles of an attempts table by the names of `TIMES`, as `Series.quantile` computes them."""
+    if attempts is None or attempts.empty:
+        return dict.fromkeys(TIMES, math.nan)
+    wait = attempts["started_at"] - attempts["ready_at"]
+    service = attempts["finished_at"] - attempts["started_at"]
+    return dict(zip(TIMES, [*map(float, wait.quantile(_SHARES)), *map(float, service.quantile(_SHARES))], strict=True))
+
+
+@dataclass
+class _Live:
+    counts: Counter[tuple[str, str | int, str]]
+    oldest: dict[str, float]
+    tenants: set[str]
+
+
+async def _read_live(queue: Queue, at: float) -> _Live:
+    found = _Live(Counter(), {}, set())
+    async for job in live_jobs(queue):
+        assert job.state in LIVE
+        found.tenants.add(job.tenant)
+        found.counts["tenant", job.tenant, job.state] += 1
+        found.counts["priority", job.priority, job.state] += 1
+        if job.state == "waiting":
+            found.oldest[job.tenant] = max(found.oldest.get(job.tenant, 0.0), at - job.ready_at)
+    return found
+
+
+def _group(
+    attempts: pd.DataFrame | None, live: _Live | None, by: str, value: str | int, oldest_s: float,
+    waiting: int | None = None,
+) -> Group:  # fmt: skip
+    those = None if attempts is None else attempts[attempts[by] == value]
+    number = (lambda state: live.counts[by, value, state]) if live else (lambda _: None)
+    return Group(
+        waiting=number("waiting") or 0 if waiting is None else waiting,
+        delayed=number("delayed"),
+        active=number("active"),
+        oldest_s=oldest_s,
+        attempts=0 if those is None else len(those),
+        times=times_of(those),
+    )
+
+
+def _longest(ages: Any) -> float:
+    return max((age for age in ages if not math.isnan(age)), default=math.nan)
+
+
+def _flat(group: dict[str, Any]) -> dict[str, Any]:
+    times = group.pop("times")
+    return {**group, **times}

@@ -1,0 +1,166 @@
+"""Jobs, workers and statistics as tables, one call each, with the same columns and dtypes whether empty or not.
+
+The recorded attempts are `saqkit.queue.counting.recorded_attempts`, dead letters
+`saqkit.queue.dead_letters.dead_letters_frame`. All are written by `to_parquet` and read as they were by
+`pandas.read_parquet`; a CSV file forgets the dtypes, `read_csv` here gives them back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from saqkit.queue.counting import TIMES, Group, Statistics, statistics
+from saqkit.queue.live_jobs import ALL, Which, live_jobs
+
+if TYPE_CHECKING:
+    from saqkit.queue.queue import Queue
+
+MOMENT = "datetime64[us, UTC]"
+
+JOBS: dict[str, str] = {
+    "key": "str",
+    "queue": "str",
+    "function": "str",
+    "state": "str",
+    "priority": "int8",
+    "tenant": "str",
+    "users": "int32",
+    "attempts": "int32",
+    "crashes": "int32",
+    "queued_at": MOMENT,
+    "ready_at": MOMENT,
+    "taken_at": MOMENT,
+    "worker": "str",
+    "kwargs": "str",
+    "meta": "str",
+}
+"""Jobs that have not ended: `state` is waiting, delayed or active; `ready_at` when it can be (or could be) taken;
+`taken_at` and `worker` are of the last attempt, NaT and "" before the first; `kwargs` and `meta` are JSON."""
+
+WORKERS: dict[str, str] = {
+    "worker": "str",
+    "queue": "str",
+    "slots": "Int32",
+    "running": "Int32",
+    "completed": "int64",
+    "failed": "int64",
+    "retried": "int64",
+    "cancelled": "int64",
+    "uptime_s": "float64",
+    "loop_lag_s": "float64",
+    "loop": "str",
+}
+"""One row per worker process and queue, of those heard of in the last 30 s. Counts are of this process and queue since
+it started; `slots`, `running` and `loop_lag_s` (the longest of 20 s) only `saqkit worker` tells, else <NA>, NaN."""
+
+STATISTICS: dict[str, str] = {
+    "queue": "str",
+    "by": "str",
+    "of": "str",
+    "waiting": "int64",
+    "active": "Int64",
+    "delayed": "Int64",
+    "completed": "Int64",
+    "failed": "Int64",
+    "retried": "Int64",
+    "cancelled": "Int64",
+    "lost": "Int64",
+    "dead": "Int64",
+    "workers": "Int64",
+    "paused": "boolean",
+    "oldest_s": "float64",
+    "attempts": "int64",
+    **dict.fromkeys(TIMES, "float64"),
+}
+"""One row per queue (`by` "queue", `of` ""), one per priority level (`by` "priority", `of` "1" to "4") and, if asked
+for, one per tenant. What is counted for the whole queue only is <NA> in the others; `Statistics` has the meanings."""
+
+
+async def jobs_frame(queues: Queue | Iterable[Queue], which: Which = ALL, limit: int | None = None) -> pd.DataFrame:
+    """The jobs that have not ended, of each queue at most `limit`, as a table with the columns `JOBS`."""
+    rows = []
+    for queue in _each(queues):
+        async for job in live_jobs(queue, which, limit):
+            row = {name: getattr(job, name) for name in JOBS}
+            for name in ("kwargs", "meta"):
+                row[name] = json.dumps(row[name], default=repr, ensure_ascii=False)
+            rows.append(row)
+    return _frame(rows, JOBS)
+
+
+async def workers_frame(queues: Queue | Iterable[Queue]) -> pd.DataFrame:
+    """The worker processes that live, as a table with the columns `WORKERS`."""
+    rows = []
+    for queue in _each(queues):
+        for name, said in sorted((await queue.info())["workers"].items()):
+            counts, told = said.get("stats") or {}, said.get("metadata") or {}
+            rows.append({
+                "worker": name, "queue": queue.name, "slots": told.get("slots"), "running": told.get("running"),
+                "completed": counts.get("complete", 0), "failed": counts.get("failed", 0),
+                "retried": counts.get("retried", 0), "cancelled": counts.get("aborted", 0),
+                "uptime_s": counts.get("uptime", math.nan) / 1000, "loop_lag_s": told.get("loop_lag_s", math.nan),
+                "loop": told.get("loop", ""),
+            })  # fmt: skip
+    return _frame(rows, WORKERS)
+
+
+async def statistics_frame(queues: Queue | Iterable[Queue], *, tenants: bool = False) -> pd.DataFrame:
+    """The statistics of queues, their priority levels and (with `tenants`) their tenants: columns `STATISTICS`."""
+    return frame_of([await statistics(queue, tenants=tenants) for queue in _each(queues)])
+
+
+def frame_of(counted: Iterable[Statistics]) -> pd.DataFrame:
+    """Statistics as a table with the columns `STATISTICS`."""
+    rows = []
+    for one in counted:
+        plain = {name: value for name, value in vars(one).items() if name in STATISTICS}
+        rows.append({**plain, **one.times, "by": "queue", "of": "", "paused": one.paused is not None})
+        groups: list[tuple[str, Mapping[Any, Group]]] = [("priority", one.priorities), ("tenant", one.tenants or {})]
+        for by, of in groups:
+            for value, group in of.items():
+                facts = {name: fact for name, fact in vars(group).items() if name in STATISTICS}
+                rows.append({**facts, **group.times, "queue": one.queue, "by": by, "of": str(value)})
+    return _frame(rows, STATISTICS)
+
+
+def read_csv(file: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """A table that was written by `to_csv(index=False)`, with the dtypes of `columns`, one of `JOBS`, `WORKERS`, …"""
+    texts = {name for name, dtype in columns.items() if dtype == "str"}
+    read = pd.read_csv(
+        file,
+        dtype={name: "str" if dtype == MOMENT else dtype for name, dtype in columns.items()},
+        keep_default_na=False,
+        na_values={name: [""] for name in columns if name not in texts},
+    )
+    return _typed(read, columns)
+
+
+def _each(queues: Queue | Iterable[Queue]) -> Iterable[Queue]:
+    return queues if isinstance(queues, Iterable) else [queues]
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    made: dict[str, Any] = {name: [row.get(name) for row in rows] for name in columns}
+    for name, dtype in columns.items():
+        if dtype == MOMENT:
+            micros = np.round(np.array(made[name], dtype=np.float64) * 1e6)
+            made[name] = pd.to_datetime(pd.Series(micros), unit="us", utc=True)
+    return _typed(pd.DataFrame(made), columns)
+
+
+def _typed(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    typed = {}
+    for name, dtype in columns.items():
+        if dtype == MOMENT:
+            moments = pd.to_datetime(frame[name], utc=True, format="ISO8601")
+            typed[name] = moments.astype(MOMENT)  # type: ignore[call-overload]
+        else:
+            typed[name] = frame[name].astype(dtype)  # type: ignore[call-overload]
+    return pd.DataFrame(typed)
