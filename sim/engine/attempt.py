@@ -161,7 +161,7 @@ class Attempt:
         self.waits = per_user.provider is not None
         self.outages: list[tuple[float, float]] = []
         self.latency, self.fate = [0.0] * self.count, [SENT] * self.count
-        if per_user.provider is not None:
+        if per_user.provider is not None and self.count:
             self.outages = model.outages.get(per_user.provider, [])
             self.gate = self.worker.gates.get(per_user.provider)
             self.latency, self.fate = model.draws.sends(

@@ -1,21 +1,38 @@
-"""What the fast engine does not do, and only the SimPy model does."""
+"""What the fast engine does not do and only the SimPy model does, and what neither does."""
 
 from __future__ import annotations
 
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import ClosedLoop, Workload
+from sim.engine.choosing_line import KEYS, choosing_field
+
+
+def beyond_the_model(topology: Topology) -> str:
+    """Why neither engine can simulate this, in words; empty if one can."""
+    for name, queue in topology.queues.items():
+        for n, limit in enumerate(queue.running_limits):
+            if limit.key not in KEYS:
+                known = f"{', '.join(KEYS[:-1])} and {KEYS[-1]}"
+                return f'queues.{name}.running_limits.{n}.key: jobs in the model have {known}, but no "{limit.key}"'
+    return ""
 
 
 def beyond_fast(topology: Topology, deployment: Deployment, workload: Workload, queue: str = "saqkit") -> str:
     """Why the fast engine cannot simulate this, in words; empty if it can. `queue`: see `Scenario`."""
     if queue != "saqkit":
         return "the queue is stock SAQ's"
+    for name, described in topology.queues.items():
+        if field := choosing_field(described):
+            return f"queue {name} has {field.replace('_', ' ')}"
     if workload.faults:
         return f"a fault is to happen ({workload.faults[0].kind.replace('_', ' ')})"
     for name, provider in topology.providers.items():
         if provider.guarded:
             return f"provider {name} has a rate, a number of connections or a circuit breaker"
+    for name, job in topology.job_types.items():
+        if job.fan_out and job.fan_out.calls_back:
+            return f"the batch of {name} calls back"
     if isinstance(workload.arrivals, ClosedLoop):
         return "the clients of a closed loop send when they are served"
     return ""

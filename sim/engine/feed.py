@@ -88,9 +88,9 @@ class Feed:
         for job in taken.jobs:
             worker.held[job] = job.holder = Attempt(worker, job, model.env.now)
         worker.renews_from = min(worker.renews_from, model.env.now)
-        if len(taken.jobs) < self._most and not taken.opens_at:
+        if len(taken.jobs) < self._most and not self._deaf(taken):
             model.idle[self.queue][worker] = None
-        if self.line.ready and not taken.opens_at:
+        if self.line.leaves and not taken.opens_at:
             model.wake(self.queue)  # who was woken and leaves something wakes the next
         return taken
 
@@ -102,10 +102,15 @@ class Feed:
         if len(taken.jobs) < most:
             self._pause(taken)
 
+    def _deaf(self, taken: Taken) -> bool:
+        """Whether it need not be told of jobs that come in: none may go, or a timer of its own ends its wait."""
+        soon_s = self.model.env.now + BLOCKING_S + EARLY_S
+        return taken.opens_at > 0 and not (self.line.heard_while_closed and taken.opens_at >= soon_s)
+
     # The blocking wait
 
     def _pause(self, taken: Taken) -> None:
-        """Wait for the next job: until one is enqueued, the next delayed one is due, or the rate limit opens."""
+        """Wait for the next job: until one is enqueued, the next delayed one is due, or a rate limit opens."""
         model = self.model
         self._pausing, self._arrived = True, False
         self._most = self.worker.free[self.queue]

@@ -55,7 +55,7 @@ class Job:
         self.key, self.type_name, self.type = key, type_name, job_type
         self.event, self.event_at, self.priority, self.tenant, self.parent = event, event_at, priority, tenant, parent
         self.users = self.left = users
-        self.first = 0 if job_type.fan_out else users[0]
+        self.first = 0 if job_type.fan_out or not len(users) else users[0]
         self.cursor = self.enqueued = self.crashes = 0
         self.holder: Attempt | None = None
         self.attempt = 1
@@ -86,6 +86,9 @@ class Taken(NamedTuple):
 class WaitingLine:
     """A queue on the broker: four levels, the delayed jobs, the rate window, and who waits to be woken."""
 
+    heard_while_closed = False
+    """Whether what comes in while a limit is closed may go all the same."""
+
     def __init__(self, spec: Queue, tick_phase_s: float = 0.0) -> None:
         self.spec, self._tick_phase_s = spec, tick_phase_s
         self.window = Window(spec.rate_limit) if spec.rate_limit else None
@@ -100,7 +103,7 @@ class WaitingLine:
         job.ready_at = now_s
         if action == Action.ENQUEUE:
             job.queued_at = now_s
-        self._levels[job.priority].append(job)
+        self._line_up(job)
         self.ready += 1
 
     def retry(self, job: Job, now_s: float, delay_s: float) -> None:
@@ -118,17 +121,33 @@ class WaitingLine:
         """A job whose worker died returns to its old place, before all that came after it."""
         job.step(Action.RECOVER)
         job.ready_at = now_s
-        self._levels[job.priority].appendleft(job)
+        self._line_up(job, back=True)
         self.ready += 1
+
+    def ended(self, job: Job, now_s: float) -> bool:
+        """A job runs no longer; whether somebody may have waited for its place: here nobody does."""
+        return False
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the last call may have left something that may go."""
+        return self.ready > 0
+
+    def limits(self) -> list[tuple[float, int, float]]:
+        """Of each rate limit: the weight admitted, the limit and its period."""
+        window = self.window
+        return [(window.admitted, window.limit.limit, window.limit.period_s)] if window else []
+
+    def places_used(self, span_s: float) -> float:
+        """The share of the places of jobs of one kind that was used in `span_s`: here there is no limit to them."""
+        return 0.0
 
     def take(self, now_s: float, most: int) -> Taken:
         """Up to `most` jobs, strictly by priority; delayed jobs that are due join their levels first.
 
         Nobody overtakes a job that the rate limit holds back: the limit is the queue's, not the job's.
         """
-        while self._delayed and self._delayed[0][0] <= now_s:
-            ready_at, _, job = heapq.heappop(self._delayed)
-            self.put(job, ready_at, Action.PROMOTE)
+        self._promote(now_s)
         jobs: list[Job] = []
         due_at = self._delayed[0][0] if self._delayed else 0.0
         for level in self._levels:
@@ -140,3 +159,16 @@ class WaitingLine:
                 self.ready -= 1
                 jobs.append(job)
         return Taken(jobs, due_at, 0.0)
+
+    def _promote(self, now_s: float) -> None:
+        while self._delayed and self._delayed[0][0] <= now_s:
+            ready_at, _, job = heapq.heappop(self._delayed)
+            self.put(job, ready_at, Action.PROMOTE)
+
+    def _line_up(self, job: Job, back: bool = False) -> None:
+        """Join the line at the end of its level, or where it comes `back` at its beginning."""
+        level = self._levels[job.priority]
+        if back:
+            level.appendleft(job)
+        else:
+            level.append(job)

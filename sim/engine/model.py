@@ -20,10 +20,12 @@ from saqkit.spec.lifecycle import Action, crashed
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import Arrival, BrokerRestart, ClosedLoop, KillWorker, ProviderOutage, Workload
 from sim.engine.attempt import Attempt
+from sim.engine.batches import Batches
+from sim.engine.choosing_line import line_of
 from sim.engine.clients import Clients
 from sim.engine.costs import Costs
 from sim.engine.draws import Draws
-from sim.engine.jobs import Job, WaitingLine
+from sim.engine.jobs import Job
 from sim.engine.outcome import Outcome, Record
 from sim.engine.parts import Broker, Call, Database, Host
 from sim.engine.providers import build_turns
@@ -73,14 +75,12 @@ class Model:
         self.network_s = deployment.network_round_trip_ms / 1e3
         self.lines = {}
         for name, queue in topology.queues.items():
-            if relieved == "rate_limit" and queue.rate_limit:
-                twice = queue.rate_limit.model_copy(update={"limit": 2 * queue.rate_limit.limit})
-                queue = queue.model_copy(update={"rate_limit": twice})
-            self.lines[name] = WaitingLine(queue, tick_phase_s)
+            self.lines[name] = line_of(queue, tick_phase_s, relieved == "rate_limit")
         self.idle: dict[str, dict[Worker, None]] = {name: {} for name in topology.queues}
         self.outages: dict[str, list[tuple[float, float]]] = {}
         self.turns = build_turns(self)
         self.record = Record()
+        self.batches = Batches(self)
         self.open_jobs, self.arriving = 0, True
         self.drained = self.env.event()
         self.workers = [
@@ -159,7 +159,7 @@ class Model:
         parent: str,
     ) -> Job:
         job_type = self.topology.job_types[name]
-        place = "" if job_type.fan_out else f"-{users[0]}"
+        place = "" if job_type.fan_out or not len(users) else f"-{users[0]}"
         level = int(job_type.priority if priority is None else priority)
         return Job(f"{name}-{event}{place}", name, job_type, event, event_at, users, level, tenant, parent)
 
@@ -175,6 +175,7 @@ class Model:
         level = None if parent.priority == own else parent.priority
         jobs = [self._job(to, parent.event, parent.event_at, p, level, parent.tenant, parent.key) for p in parts]
         self._opened(parent.event, len(jobs))
+        self.batches.joined(parent, parts)
         self._put(jobs)
 
     def wake(self, queue: str) -> None:
@@ -196,6 +197,8 @@ class Model:
             return  # fenced: recovery was faster
         job.holder = None
         attempt.worker.held.pop(job, None)
+        if self.lines[job.type.queue].ended(job, now) and attempt.action != Action.RETRY:
+            self.wake(job.type.queue)
         if attempt.action == Action.RETRY:
             u = uniform(self.seed, Stream.JITTER, job.event, job.first, job.attempt)
             self.record.add(attempt, now, "retry", len(attempt.refused))
@@ -212,6 +215,7 @@ class Model:
             self.record.add(attempt, now, "done", len(attempt.refused))
             for edge in job.type.follow_up:
                 self.enqueue_children(job, edge.to, [job.users])
+        self.batches.ended(job, attempt.action == Action.BURY)
         self._close(job)
 
     def _opened(self, event: int, jobs: int) -> None:
@@ -283,6 +287,8 @@ class Model:
                 self.lines[queue].put_back(job, self.env.now)
             else:
                 job.step(action)
+                self.lines[queue].ended(job, self.env.now)
+                self.batches.ended(job, dead=True)
                 self._close(job)
         self.wake(queue)
 

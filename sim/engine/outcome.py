@@ -90,7 +90,6 @@ class Record:
     def outcome(self, model: Model) -> Outcome:
         """The run so far."""
         slots = sum(model.slots(queue) for worker in model.workers for queue in worker.queues)
-        windows = [line.window for line in model.lines.values() if line.window]
         utilisation = shares(
             span_s=model.env.now,
             slot_s=self._slot_s,
@@ -103,7 +102,8 @@ class Record:
             database_s=model.database.busy_s,
             provider_s=self._provider_s,
             lane_s=self._lane_s,
-            limits=[(window.admitted, window.limit.limit, window.limit.period_s) for window in windows],
+            limits=[limit for line in model.lines.values() for limit in line.limits()],
+            places=max(line.places_used(model.env.now or float("inf")) for line in model.lines.values()),
         )
         rows = dict(zip(COLUMNS, ([*column] for column in zip(*self._rows, strict=True)), strict=False))
         return Outcome(
@@ -129,12 +129,14 @@ def shares(
     database_s: float,
     provider_s: float,
     lane_s: float,
-    limits: Sequence[tuple[int, int, float]],
+    limits: Sequence[tuple[float, int, float]],
+    places: float = 0.0,
 ) -> dict[str, float]:
     """The share of each part's capacity that was used in `span_s`, at most 1.
 
     Seconds of work of all slots, loops, cores, the broker and the database writer; `provider_s` of `lane_s` that users
-    were served in; per rate limit the weight admitted, the limit and its period (0: no limit).
+    were served in; per rate limit the weight admitted, the limit and its period (0: no limit), and the share
+    of places used where fewest jobs may run at once.
     """
     span_s = span_s or float("inf")
     used = {
@@ -144,6 +146,6 @@ def shares(
         "broker": broker_s / span_s,
         "database": database_s / span_s,
         "provider": provider_s / lane_s if lane_s else 0.0,
-        "rate_limit": max((a * period_s / (n * (span_s + period_s)) for a, n, period_s in limits if n), default=0.0),
+        "rate_limit": max([a * period_s / (n * (span_s + period_s)) for a, n, period_s in limits if n] + [places]),
     }
     return {part: min(1.0, used[part]) for part in PARTS}

@@ -22,6 +22,7 @@ from saqkit.spec.lifecycle import Action
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import BrokerRestart, KillWorker, ProviderOutage, Workload
 from sim.engine.attempt import Attempt
+from sim.engine.choosing_line import choosing_field
 from sim.engine.costs import Costs
 from sim.engine.jobs import Job
 from sim.engine.model import Model
@@ -170,6 +171,8 @@ def ignored(topology: Topology) -> tuple[str, ...]:
     for name, queue in topology.queues.items():
         if queue.rate_limit:
             notes.append(f"stock SAQ has no rate limits: that of queue {name} is not kept")
+        if field := choosing_field(queue):
+            notes.append(f"stock SAQ has no {field.replace('_', ' ')}: queue {name} is first in, first out")
     for name, job in topology.job_types.items():
         retry = job.retry
         if retry.max_attempts == 1:

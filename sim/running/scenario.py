@@ -13,7 +13,7 @@ from saqkit.errors import UsageError
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import Recorded, Workload
-from sim.engine.coverage import beyond_fast
+from sim.engine.coverage import beyond_fast, beyond_the_model
 from sim.engine.model import Model
 from sim.engine.outcome import Outcome
 from sim.engine.stock import StockModel
@@ -40,6 +40,11 @@ class Scenario:
     tick_phase_s: float = 0.0
     queue: QueueKind = "saqkit"
     engine: Engine = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for what no engine can simulate."""
+        if self.queue == "saqkit" and (reason := beyond_the_model(self.topology)):
+            raise UsageError(f"{self.topology.name} cannot be predicted: {reason} (leave it out to predict the rest)")
 
     def run(self, replication: int = 0, relieved: str = "", deadline_s: float | None = None) -> Outcome:
         """Simulate one replication; replication 0 uses the seed itself. A same-draw run has no noise of its own."""
