@@ -15,6 +15,7 @@ import pandas as pd
 from redis import asyncio as aioredis
 
 from benchmarks.queue_draining import drain, flat, peers, two
+from benchmarks.queue_features import features
 from benchmarks.queue_rounds import Bench
 from benchmarks.queue_storing import enqueue, insert, memory
 from benchmarks.queue_waiting import connections, idle, latency, retry
@@ -31,6 +32,7 @@ PARTS = {
     "insert": insert,
     "two": two,
     "flat": flat,
+    "features": features,
     "peers": peers,
 }
 
@@ -72,6 +74,7 @@ def main(description: str | None) -> int:
     parser.add_argument("--rounds", type=int, help="rounds of each part (default 5; with --quick 1)")
     parser.add_argument("--jobs", type=int, help="jobs of each drain (default 20,000; with --quick 3,000)")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument("--features", action="store_const", const="features", dest="only", help="--only features")
     parser.add_argument("--quick", action="store_true", help="small numbers: about two minutes")
     parser.add_argument("--json", type=Path, help="write the rows there too, with each round's values")
     given = parser.parse_args()

@@ -29,6 +29,29 @@ CONTENDERS = {
 """Who can be measured: whose queue, whose worker, which event loop."""
 
 
+FEATURES = ("weights", "fairness", "limit per tenant", "running limit", "all of these", "sealed argument", "unique ids",
+            "batch")  # fmt: skip
+"""What a queue of ours can be made with, to see what it costs."""
+
+
+def options(feature: str) -> dict[str, Any]:
+    """How our queue is made for a feature; limits are so wide that nothing is held back."""
+    from saqkit.queue.payload import Payload, PayloadKeys
+    from saqkit.spec.topology import RateLimit, RunningLimit
+
+    taking: dict[str, dict[str, Any]] = {
+        "weights": {"weights": {"critical": 8, "high": 4, "normal": 2, "low": 1}},
+        "fairness": {"fairness": "tenants"},
+        "limit per tenant": {"tenant_rate_limit": RateLimit(limit=10**6)},
+        "running limit": {"running_limits": (RunningLimit(key="tenant", limit=1000),)},
+    }
+    if feature == "all of these":
+        return {name: value for part in taking.values() for name, value in part.items()}
+    if feature == "sealed argument":
+        return {"payload": Payload(encrypt={"noop": ["secret"]}, keys=PayloadKeys({"k": bytes(32)}))}
+    return taking.get(feature, {})
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What a worker process is told. `lot`: how many jobs are timed together (see `Tally`)."""
@@ -39,6 +62,7 @@ class Assignment:
     concurrency: int
     lot: int
     report_every_s: float = 0.02
+    feature: str = ""
 
 
 @dataclass
@@ -105,7 +129,7 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def queue_of(contender: str, url: str, name: str) -> Any:
+def queue_of(contender: str, url: str, name: str, feature: str = "") -> Any:
     """The contender's queue object as its users make it; the SAQ ones."""
     if CONTENDERS[contender][0] == "stock":
         from redis import asyncio as aioredis
@@ -114,7 +138,7 @@ def queue_of(contender: str, url: str, name: str) -> Any:
         return RedisQueue(aioredis.from_url(url), name=name)  # what its from_url does, which refuses unix://
     from saqkit.queue.queue import Queue
 
-    return Queue.from_url(url, name=name)
+    return Queue.from_url(url, name=name, **options(feature)) if feature else Queue.from_url(url, name=name)
 
 
 async def serve(told: Assignment, tally: Tally) -> None:
@@ -124,7 +148,7 @@ async def serve(told: Assignment, tally: Tally) -> None:
     if worker == "saq":
         from saq.worker import Worker as SaqWorker
 
-        queue = queue_of(told.contender, told.url, told.queue)
+        queue = queue_of(told.contender, told.url, told.queue, told.feature)
         await queue.connect()
         await SaqWorker(queue, list(functions.items()), concurrency=told.concurrency).start()
         await queue.disconnect()
@@ -134,7 +158,7 @@ async def serve(told: Assignment, tally: Tally) -> None:
     if worker == "saqkit":
         from saqkit.worker.worker import Worker
 
-        queue = queue_of(told.contender, told.url, told.queue)
+        queue = queue_of(told.contender, told.url, told.queue, told.feature)
         own = Worker({told.queue: queue}, functions, {told.queue: told.concurrency}, name=f"w{os.getpid()}")
         running = asyncio.create_task(own.run())
         await stop.wait()
@@ -193,7 +217,7 @@ def main() -> None:
 
         loop = uvloop.new_event_loop
     if CONTENDERS[told.contender][0] in ("stock", "saqkit"):  # imported before the clock runs
-        queue_of(told.contender, told.url, told.queue)
+        queue_of(told.contender, told.url, told.queue, told.feature)
     print("ready", flush=True)
     sys.stdin.readline()
     threading.Thread(target=end_with_parent, daemon=True).start()
