@@ -71,8 +71,10 @@ class Job:
 
     @property
     def weight(self) -> int:
-        """Users that a rate limit counts: those still to serve, none for a fan-out."""
-        return 0 if self.type.fan_out else len(self.left)
+        """Users that a rate limit counts: all of the job's, also of a retry (the queue does not know who is left); none
+        of a fan-out.
+        """
+        return 0 if self.type.fan_out else len(self.users)
 
 
 class Taken(NamedTuple):

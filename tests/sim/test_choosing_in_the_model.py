@@ -338,3 +338,32 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     monkeypatch.setattr(ChoosingLine, "take", take)
     assert ChoosingLine.take is not WaitingLine.take
     return lambda: len(seen)
+
+
+def test_a_batch_that_is_tried_again_weighs_all_its_users_in_both_kinds_of_line() -> None:
+    times = []
+    for limit in ("rate_limit", "tenant_rate_limit"):
+        topology = Topology.parse(
+            {
+                "name": "again",
+                "entry": [{"job_type": "announce"}],
+                "queues": {"q": {limit: {"limit": 10, "period_s": 1.0, "unit": "users"}}},
+                "job_types": {
+                    "announce": {"queue": "q", "fan_out": {"to": "notify", "batch_size": 10}},
+                    "notify": {
+                        "queue": "q",
+                        "retry": {"max_attempts": 2, "backoff": "fixed", "delay_s": 0.1},
+                        "per_user": {"database": "none", "provider": "p"},
+                    },
+                },
+                "providers": {"p": {"latency": {"kind": "constant", "mean_s": 0.001}, "temporary_share": 0.5}},
+            }
+        )
+        frame = run(topology, Workload.burst(30))
+        again = frame[frame["attempt"] == 2]
+        assert len(again) == 3
+        assert (again["users"] < 10).all()
+        taken = frame.loc[frame["users"] > 0, "taken_at"].sort_values().to_numpy()
+        assert (taken[1:] - taken[:-1] >= 0.99).all()  # one batch in a window, whoever is left of it
+        times.append(taken)
+    assert times[0] == pytest.approx(times[1], abs=0.02)

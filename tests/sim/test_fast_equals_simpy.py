@@ -319,6 +319,7 @@ def test_hard_cases(name: str) -> None:
         assert (attempts["outcome"] == "retry").any()
 
 
+@pytest.mark.timeout(400)  # compiling takes a minute, beside other tests two
 def test_the_compiled_kernel_returns_them_too() -> None:
     """One compiled function serves all descriptions: what is left to show is that it computes alike."""
     pytest.importorskip("numba")

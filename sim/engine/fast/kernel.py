@@ -266,7 +266,7 @@ def simulate(t: Any, sends: Any) -> Any:
                         j = line_first[level]
                         of = job_kind[j]
                         if limit:
-                            weight = max(1, job_left_users[j]) if t.limit_users[q] and not batch[of] else 1
+                            weight = max(1, job_users[j]) if t.limit_users[q] and not batch[of] else 1
                             opens_at = _opens_at(window[q], in_window, q, now, weight, limit)
                             if opens_at != 0.0:
                                 break
