@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -175,6 +176,11 @@ def test_dead_letters_are_listed_replayed_and_purged() -> None:
     assert "none" in saqkit("dlq", "list").stdout
 
 
+def minds_sigterm(pid: int) -> bool:
+    caught = re.search(r"(?m)^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.usefixtures("system")
 def test_a_worker_that_is_killed_is_started_again_and_none_outlives_the_command() -> None:
     with worker("--processes", "2", "--queues", "notifications", "--concurrency", "2") as process:
@@ -183,8 +189,8 @@ def test_a_worker_that_is_killed_is_started_again_and_none_outlives_the_command(
         os.kill(before[0].pid, signal.SIGKILL)
         wait_until(lambda: len([one for one in psutil.Process(process.pid).children() if one not in before]) == 1)
         children = psutil.Process(process.pid).children()
-        # The killed one is listed for half a minute: with the third the new one has told of itself.
-        wait_until(lambda: answer("stats")["queues"]["notifications"]["workers"] >= 3)
+        wait_until(lambda: all(minds_sigterm(one.pid) for one in children))
+        wait_until(lambda: answer("stats")["queues"]["notifications"]["workers"] >= 2)
     assert psutil.wait_procs(children, 10)[1] == []
 
 
