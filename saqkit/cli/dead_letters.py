@@ -279,6 +279,7 @@ async def _gone(queues: Iterable[Queue]) -> str:
     """What a list cannot show any more, in words; empty if nothing."""
     dropped = expired = 0
     for queue in queues:
+        # redis-py types it for both kinds of client
         said = await queue.redis.hmget(queue.namespace("counts"), ["dead_dropped", "dead_expired"])  # type: ignore[misc]
         dropped, expired = dropped + int(said[0] or 0), expired + int(said[1] or 0)
     if not dropped and not expired:

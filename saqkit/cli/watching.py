@@ -98,6 +98,7 @@ class ForMonitors(click.Command):
     """A command whose exit statuses 0 to 2 say how things are, so that 3 has to say that it cannot tell."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        # _told returns whatever it is given to call: here click's own context
         return _told(lambda: super(ForMonitors, self).make_context(*args, **kwargs))  # type: ignore[no-any-return]
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -179,6 +179,7 @@ class BatchedJobs(StoredJobs):
     async def get_batch(self, id: str) -> Batch | None:
         """What has become of the members of a batch by now; None if it is not known (any more)."""
         names = ["open", *_TIMES, *_COUNTS]
+        # typed for both kinds of client
         found: Any = await self.redis.hmget(self.namespace(f"batch:{id}"), names)  # type: ignore[misc]
         told = dict(zip(names, found, strict=True))
         if told["open"] is None:

@@ -160,7 +160,7 @@ def _typed(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     for name, dtype in columns.items():
         if dtype == MOMENT:
             moments = pd.to_datetime(frame[name], utc=True, format="ISO8601")
-            typed[name] = moments.astype(MOMENT)  # type: ignore[call-overload]
+            typed[name] = moments.astype(MOMENT)  # type: ignore[call-overload]  # the stubs do not know this dtype
         else:
             typed[name] = frame[name].astype(dtype)  # type: ignore[call-overload]
     return pd.DataFrame(typed)
