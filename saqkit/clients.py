@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from saqkit.producing import Producer
+from saqkit.queue.cancelling import heed_cancellation
 from saqkit.spec.lifecycle import POISON_CRASHES
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import Arrival, ClosedLoop, entry_of
@@ -72,6 +73,7 @@ class Clients:
         taking_in = asyncio.create_task(self._producer.take_in(), name="saqkit-producer")
         try:
             while (self._due or self._sent) and not taking_in.done():
+                heed_cancellation()
                 now_s = time.time() - started_at
                 if now_s >= self._loop.duration_s:
                     break

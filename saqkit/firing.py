@@ -14,6 +14,7 @@ from saqkit.broker import PrivateBroker
 from saqkit.clients import Clients
 from saqkit.errors import RunError
 from saqkit.producing import Producer
+from saqkit.queue.cancelling import heed_cancellation
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.topology import Topology
@@ -126,6 +127,7 @@ class Firing:
         patience_s = STALLED_S + max(job.timeout_s for job in self._topology.job_types.values())
         while True:
             await asyncio.sleep(POLL_S)
+            heed_cancellation()
             try:
                 left, delayed, now_ended = await self._counts()
                 # In this order: an event is marked as delivered after its jobs are queued.

@@ -15,6 +15,7 @@ from saqkit.app.announcing import Announcer, Relay, topic_of
 from saqkit.app.audience import Audience
 from saqkit.app.store import Store
 from saqkit.broker import PrivateBroker
+from saqkit.cli.announcing import served
 from saqkit.queue.building import build_queues
 from saqkit.spec.topology import Entry
 
@@ -133,3 +134,22 @@ async def test_a_job_type_without_fan_out_gets_one_job_for_each_user_once(redis_
         job = await queue.job("notify:1:2500")
         assert job is not None
         assert job.kwargs == {"event": 1, "users": [2500]}
+
+
+async def test_whoever_waits_for_an_event_or_relays_them_ends_in_whatever_moment_it_is_cancelled(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation that comes as a command has just been sent is easily lost (see `heed_cancellation`)."""
+    monkeypatch.setattr(Relay, "EVERY_S", 0.0)
+    async with announcing(redis_url, tmp_path) as (announcer, store, queue):
+        event = (await announcer.announce(title="Closed", patience_s=5)).event
+        assert await queue.count("queued") == 1  # nobody takes it
+        for turns in range(0, 150, 2):
+            waits = (served(TOPOLOGY, store, announcer.queues, event, 100, lambda *_: None), Relay(announcer).run())
+            tasks = [asyncio.create_task(wait) for wait in waits]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            _, going_on = await asyncio.wait(tasks, timeout=5)
+            assert not going_on, f"cancelled after {turns} turns of the loop: {going_on}"

@@ -15,6 +15,7 @@ from saq.job import Job
 from saqkit.app.audience import Audience
 from saqkit.app.store import EventRow, Store
 from saqkit.errors import DescriptionError
+from saqkit.queue.cancelling import heed_cancellation
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.base import did_you_mean
@@ -184,6 +185,7 @@ class Relay:
         pause_s = self.EVERY_S
         while True:
             await asyncio.sleep(pause_s)
+            heed_cancellation()
             try:
                 if await self._leads():
                     for event_id in await self._announcer.store.undelivered():

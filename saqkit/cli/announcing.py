@@ -114,7 +114,7 @@ async def _announce(
         said = asdict(announced)
         if wait:
             await _nobody_serves(topology, queues)
-            said |= await _served(topology, store, queues, announced.event, users * len(_channels(topology)), tell)
+            said |= await served(topology, store, queues, announced.event, users * len(_channels(topology)), tell)
             said["waited_s"] = round(time.monotonic() - start, 3)
         return said
 
@@ -127,14 +127,16 @@ async def _nobody_serves(topology: Topology, queues: dict[str, Queue]) -> None:
             click.echo(f"no worker serves {', '.join(idle)} now: start `saqkit worker {topology.name}`", err=True)
 
 
-async def _served(
+async def served(
     topology: Topology, store: Store, queues: dict[str, Queue], event: int, expected: int, tell: Tell
 ) -> dict[str, Any]:
     """Wait until all `expected` ledger rows have ended, or nothing is left that could serve the others."""
+    from saqkit.queue.cancelling import heed_cancellation
     from saqkit.queue.scripts_of_queue import AWAY
 
     idle = 0
     while True:
+        heed_cancellation()
         found = await store.progress(event)
         ended = found.sent + found.failed
         tell(ended, max(expected, found.users))
