@@ -98,7 +98,7 @@ class OperatedJobs(StoredJobs):
     async def set_slots(self, slots: int | None) -> int | None:
         """Let every process of `saqkit worker` have so many slots for this queue, from now on and when it is restarted.
 
-        None: as many as it was started with. Running processes follow within about a second; where there are fewer
+        None: as many as it was started with. Running processes follow within five seconds; where there are fewer
         slots than jobs run, those end first. Returns what was set before. `UsageError` for less than 1.
         """
         if slots is not None and slots < 1:

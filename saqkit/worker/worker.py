@@ -22,8 +22,8 @@ Function = Callable[..., Awaitable[Any]]
 
 CANCELLATION_S = 1.0
 """How long a function that was cancelled may take to end before its slot goes on without it."""
-FOLLOW_S = 1.0
-"""How often a worker asks whether operators want another number of slots."""
+FOLLOW_S = 5.0
+"""How often a worker asks whether operators want another number of slots: each time costs an idle one a command."""
 GIVING_BACK_S = 2.0
 """How long giving jobs back may take; with the broker away for longer, they come back when their leases expire."""
 
@@ -124,7 +124,7 @@ class Worker:
             queue.worker_name = self.name
             self.of_queues[name] = Slots(queue, self.slots[name])
         with suppress(Exception):  # the broker may be away
-            async with asyncio.timeout(FOLLOW_S):
+            async with asyncio.timeout(1.0):
                 await self._ask_for_slots()
         self._feeders = [
             asyncio.create_task(self._feed(slots), name=f"feed-{name}") for name, slots in self.of_queues.items()

@@ -25,6 +25,11 @@ Until = Callable[..., Awaitable[float]]
 Sound = Callable[[Queue], Awaitable[None]]
 
 
+@pytest.fixture(autouse=True)
+def workers_ask_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saqkit.worker.worker.FOLLOW_S", 0.2)
+
+
 @asynccontextmanager
 async def working(queue: Queue, slots: int = 1, name: str = "w", **functions: Any) -> AsyncIterator[Worker]:
     worker = Worker({queue.name: queue}, functions, {queue.name: slots}, name=name, grace_s=5.0)
