@@ -12,12 +12,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import saq.worker
+from everything import options, secret_of
 from saq.job import Job, Status
 
 from saqkit.queue import fault_sites
@@ -32,7 +34,10 @@ from saqkit.worker.worker import Worker
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is told: `kind` is saqkit, saq (SAQ's own worker on our queue) or tour (see `tour`)."""
+    """What a worker is told: `kind` is saqkit, saq (SAQ's own worker on our queue) or tour (see `tour`).
+
+    `everything`: all features are on (see `everything.py`); ours then serves the queue that is called there as well.
+    """
 
     kind: str
     url: str
@@ -42,12 +47,47 @@ class Order:
     lease_s: float = 1.0
     sweep_s: float = 0.5
     faults: str = ""
+    grace_s: float = 30.0
+    everything: bool = False
+    fires: bool = False
 
     def connect(self) -> Queue:
-        return Queue.from_url(self.url, name=self.queue, lease_s=self.lease_s, sweep_s=self.sweep_s)
+        more = options(self.fires) if self.everything else {}
+        return Queue.from_url(self.url, name=self.queue, lease_s=self.lease_s, sweep_s=self.sweep_s, **more)
+
+    def of(self, kind: str) -> Order:
+        """The same for another kind of worker; "saq there" is SAQ's for the queue into which some jobs are followed."""
+        name, _, there = kind.partition(" ")
+        return replace(self.there() if there else self, kind=name)
+
+    def there(self) -> Order:
+        """The same for the queue into which some jobs are followed."""
+        return replace(self, queue=f"{self.queue}.there", effects=f"{self.effects}.there", fires=False)
 
 
-_effects = -1
+_effects: dict[str, int] = {}
+_spans = -1
+
+
+def leave(job: Job) -> None:
+    """Leave a line with the job's key: its effect."""
+    assert job.queue is not None
+    os.write(_effects[job.queue.name], f"{job.key}\n".encode())
+
+
+@contextmanager
+def span(job: Job, unique: str) -> Iterator[None]:
+    """Tell when a job of a unique id begins to run here, and when it is over."""
+
+    def tell(what: str) -> None:
+        if unique:
+            os.write(_spans, f"{what} {unique} {job.key} {os.getpid()} {time.time():.6f}\n".encode())
+
+    tell("begins")
+    try:
+        yield
+    finally:
+        tell("ends")
 
 
 async def insist(what: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -59,44 +99,58 @@ async def insist(what: Callable[..., Awaitable[Any]], *args: Any) -> Any:
             await asyncio.sleep(0.01)
 
 
-async def work(ctx: dict[str, Any], ms: float = 0, fails: int = 0, touch: bool = False) -> None:
-    """Take `ms`, then leave a line with the job's key: its effect. The first `fails` attempts fail instead."""
+async def work(
+    ctx: dict[str, Any], ms: float = 0, fails: int = 0, touch: bool = False, secret: str = "", unique: str = "",
+    **_: Any,
+) -> str:  # fmt: skip
+    """Take `ms`, then leave an effect. The first `fails` attempts fail instead; they say aloud what was sealed."""
     job: Job = ctx["job"]
-    await asyncio.sleep(ms / 1000)
+    if secret and secret != secret_of(job.key):
+        raise ValueError(f"what was sealed has come as {secret}")
+    with span(job, unique):
+        await asyncio.sleep(ms / 1000)
+        if job.attempts <= fails:
+            raise RuntimeError(f"as it was told {secret}")
+        if touch:
+            await insist(lambda: job.update(meta={**job.meta, "touched": True}))
+        leave(job)
+    return secret
+
+
+async def parent(ctx: dict[str, Any], fails: int = 0, **_: Any) -> None:
+    """Have a job follow here and one in the queue there, then fail or not."""
+    job: Job = ctx["job"]
+    for queue in (job.queue, ctx["there"]):
+        await queue.follow_up(job, "work", ttl=0, retries=2, meta={"tenant": job.meta.get("tenant", "")})
     if job.attempts <= fails:
         raise RuntimeError("as it was told")
-    if touch:
-        await insist(lambda: job.update(meta={**job.meta, "touched": True}))
-    os.write(_effects, f"{job.key}\n".encode())
+    leave(job)
 
 
-async def parent(ctx: dict[str, Any], fails: int = 0, users: list[int] | None = None) -> None:
-    """Have a job follow here and one in the queue there, then fail or not."""
-    for queue in (ctx["queue"], ctx["there"]):
-        await queue.follow_up(ctx["job"], "work", ttl=0, retries=2)
-    if ctx["job"].attempts <= fails:
-        raise RuntimeError("as it was told")
-
-
-async def hold(ctx: dict[str, Any]) -> None:
+async def hold(ctx: dict[str, Any], **_: Any) -> None:
     """Run until it is cancelled."""
     await asyncio.Event().wait()
 
 
 async def serve(order: Order) -> None:
     """Work until SIGTERM."""
-    queue = order.connect()
+    queue, there = order.connect(), order.there().connect()
     try:
         if order.kind == "saq":
-            await saq.worker.Worker(queue, [work, hold], concurrency=order.slots).start()
+
+            async def startup(ctx: Any) -> None:
+                ctx["there"] = there
+
+            await saq.worker.Worker(queue, [work, hold, parent], concurrency=order.slots, startup=startup).start()
         else:
             functions = {"work": work, "hold": hold, "parent": parent}
-            context = {"there": Queue.from_url(order.url, name=f"{order.queue}.there")}
-            worker = Worker({"q": queue}, functions, {"q": order.slots}, name=str(os.getpid()), context=context)
+            queues = {"q": queue, "there": there} if order.everything else {"q": queue}
+            worker = Worker(queues, functions, dict.fromkeys(queues, order.slots), name=str(os.getpid()),
+                            context={"there": there}, grace_s=order.grace_s)  # fmt: skip
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
             await asyncio.gather(worker.run(), *([tour(order, worker)] if order.kind == "tour" else []))
     finally:
-        await queue.disconnect()
+        await asyncio.gather(queue.disconnect(), there.disconnect())
     if order.kind == "tour":
         Path(f"{order.effects}.over").touch()
 
@@ -116,7 +170,7 @@ async def tour(order: Order, worker: Worker) -> None:
     Whatever is lost is said again; whoever dies on the way is followed by another who begins anew.
     """
     queue = order.connect()
-    there = Queue.from_url(order.url, name=f"{order.queue}.there")
+    there = order.there().connect()
 
     async def until(key: str, *statuses: Status) -> None:
         while (job := await insist(queue.job, key)) is None or job.status not in statuses:
@@ -186,6 +240,7 @@ def nursery() -> None:
     for name in names():
         source(name)
     sites()
+    options(fires=True)  # whatever that imports
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead: their process ids are free at once
     for line in sys.stdin:
         pid = os.fork()
@@ -197,10 +252,12 @@ def nursery() -> None:
 
 
 def _live(order: Order) -> None:
-    global _effects
+    global _spans
     code = 1
     try:
-        _effects = os.open(order.effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        for one in (order, order.there()):
+            _effects[one.queue] = os.open(one.effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        _spans = os.open(f"{order.effects}.spans", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         fault_sites.armed = fault_sites.parse(order.faults)
         asyncio.run(serve(order))
         code = 0

@@ -10,6 +10,8 @@ import pytest
 from accounting import Tell
 from crowd import Nursery
 
+from saqkit.broker import PrivateBroker
+
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
@@ -17,6 +19,14 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     started = Nursery(tmp_path_factory.mktemp("nursery") / "workers.log")
     yield started
     started.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[PrivateBroker]:
+    """A server of its own, that can be started anew; its file is in the folder "server"."""
+    started = PrivateBroker(folder=tmp_path / "server")
+    yield started
+    started.stop()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ class Nursery:
     """Starts worker processes; all of them end with it."""
 
     def __init__(self, log: Path) -> None:
+        self.log = log
         root = str(Path(saqkit.__file__).parents[1])  # the very code that this process tests
         self._process = subprocess.Popen(
             [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("ab"),
@@ -54,38 +55,59 @@ def lives(pid: int) -> bool:
 
 
 class Crowd:
-    """So many workers at a time. Each that is started has a number of its own, with which its faults are drawn."""
+    """So many workers at a time. Each that is started has a number of its own, with which its faults are drawn.
 
-    def __init__(self, nursery: Nursery, order: Order, workers: int = 4, seed: int = 1) -> None:
-        self._nursery, self._order, self._random = nursery, order, Random(seed)
-        self.pids: list[int] = []
-        self.kills = self.started = 0
-        self.armed = bool(order.faults)
-        self._wanted = workers
+    Of several orders they get one each, in turn. Faults happen and schedules fire as long as it is `armed`.
+    """
+
+    def __init__(self, nursery: Nursery, *orders: Order, workers: int = 4, seed: int = 1) -> None:
+        self._nursery, self._random = nursery, Random(seed)
+        self._places: list[tuple[Order, int]] = [(orders[n % len(orders)], 0) for n in range(workers)]
+        self.kills = self.stops = self.started = 0
+        self.armed = bool(orders[0].faults)
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of those that were there when it was last tended."""
+        return [pid for _, pid in self._places if pid]
 
     def tend(self) -> None:
         """Replace the workers that are dead."""
-        self.pids = [pid for pid in self.pids if lives(pid)]
-        while len(self.pids) < self._wanted:
-            faults = f"{self._order.faults},process={self.started}" if self.armed else ""
-            self.pids.append(self._nursery.start(replace(self._order, faults=faults)))
-            self.started += 1
+        for place, (order, pid) in enumerate(self._places):
+            if not pid or not lives(pid):
+                faults = f"{order.faults},process={self.started}" if self.armed else ""
+                told = replace(order, faults=faults, fires=order.fires and self.armed)
+                self._places[place] = order, self._nursery.start(told)
+                self.started += 1
 
     def kill(self, all_of_them: bool = False) -> None:
         """SIGKILL one of the workers."""
-        for pid in list(self.pids) if all_of_them else [self._random.choice(self.pids)]:
-            if lives(pid):
-                os.kill(pid, signal.SIGKILL)
-                self.kills += 1
-            self.pids.remove(pid)
+        for pid in self.pids if all_of_them else [self._random.choice(self.pids)]:
+            self.kills += self._signal(pid, signal.SIGKILL)
+            self._forget(pid)
+
+    def stop_one(self) -> None:
+        """SIGTERM to one of the workers."""
+        self.stops += self._signal(self._random.choice(self.pids), signal.SIGTERM)
 
     def stop(self, within_s: float = 20) -> None:
         """SIGTERM to all, and wait until they are gone."""
         for pid in self.pids:
-            if lives(pid):
-                os.kill(pid, signal.SIGTERM)
+            self._signal(pid, signal.SIGTERM)
         until = time.monotonic() + within_s
         while alive := [pid for pid in self.pids if lives(pid)]:
             assert time.monotonic() < until, f"{len(alive)} workers do not end within {within_s} s of SIGTERM"
             time.sleep(0.01)
-        self.pids = []
+        for pid in self.pids:
+            self._forget(pid)
+
+    def _forget(self, pid: int) -> None:
+        self._places = [(order, 0 if one == pid else one) for order, one in self._places]
+
+    @staticmethod
+    def _signal(pid: int, number: signal.Signals) -> bool:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True

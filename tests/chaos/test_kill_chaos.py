@@ -1,17 +1,14 @@
 """Four workers that are killed all the time, with faults at every site: no job is lost, every promise is kept.
 
-Two phases, as TigerBeetle has them. Safety: a worker is killed every two seconds, replies are lost, processes stand
-still or end at any site, the server is restarted and forgets its scripts; the audit is sound all the time. Liveness:
-all workers are killed once more, faults end, and the queue drains within a bound. Then the books are judged.
+The phases of a run are those of `storm.py`; when it has drained the books are judged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,26 +20,13 @@ from accounting import Account, Promise, Tell, account, actions, hits, sound
 from crowd import Crowd, Nursery
 from saq.job import Job
 from seeds import seeds
+from storm import LEASE_S, SLOTS, SWEEP_S, WORKERS, Plan, calm, produce, storm
 
 from saqkit.broker import PrivateBroker
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 
-WORKERS, SLOTS, LEASE_S, SWEEP_S = 4, 10, 1.0, 0.5
 WORKER_KINDS = pytest.mark.parametrize("kind", ["saqkit", "saq"])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long jobs come and workers die, and how long the rest may take afterwards (on a machine that others use)."""
-
-    jobs: int
-    safety_s: float
-    kill_every_s: float
-    rate: float
-    drain_s: float
-
-
 FAST = Plan(jobs=1_500, safety_s=6.0, kill_every_s=1.0, rate=0.003, drain_s=30.0)
 NO_RULES: Mapping[str, Any] = {}
 EVERY_RULE: Mapping[str, Any] = {
@@ -53,13 +37,6 @@ EVERY_RULE: Mapping[str, Any] = {
     "running_limits": [{"key": "tenant", "limit": 6}, {"key": "job_type", "limit": 25}],
 }
 LONG = Plan(jobs=20_000, safety_s=60.0, kill_every_s=2.0, rate=0.0005, drain_s=90.0)
-
-
-@pytest.fixture
-def server() -> Iterator[PrivateBroker]:
-    started = PrivateBroker()
-    yield started
-    started.stop()
 
 
 def mixture(plan: Plan, random: Random) -> tuple[list[Job], dict[str, Promise]]:
@@ -87,27 +64,6 @@ def mixture(plan: Plan, random: Random) -> tuple[list[Job], dict[str, Promise]]:
         promises[key] = promise
     random.shuffle(jobs)
     return jobs, promises
-
-
-async def produce(queue: Queue, jobs: list[Job], for_s: float) -> int:
-    """Enqueue evenly over a time; what is not answered is said again. Returns how many jobs were there by then."""
-    chunk, began, recovered = max(1, len(jobs) // 100), time.monotonic(), 0
-    for start in range(0, len(jobs), chunk):
-        part = jobs[start : start + chunk]
-        for job in part:
-            job.scheduled += time.time() if job.scheduled else 0
-        again = False
-        while True:
-            try:
-                accepted = await queue.enqueue_many(part)
-                break
-            except AWAY:
-                again = True
-                await asyncio.sleep(0.1)
-        assert again or all(accepted), "a job of a new key is refused"
-        recovered += accepted.count(False)
-        await asyncio.sleep(max(0.0, began + for_s * (start + chunk) / len(jobs) - time.monotonic()))
-    return recovered
 
 
 async def cancel(queue: Queue, promises: dict[str, Promise], within: asyncio.Event) -> None:
@@ -140,7 +96,7 @@ async def chaos(
     # Longer than a lease: whoever stands still for so long has lost its jobs, and is refused.
     faults = f"seed={seed},rate={plan.rate},sleep_s={1.5 * LEASE_S},log={log}"
     order = Order(kind, url, str(effects), slots=SLOTS, lease_s=LEASE_S, sweep_s=SWEEP_S, faults=faults)
-    crowd, random = Crowd(nursery, order, WORKERS, seed), Random(seed)
+    crowd, random = Crowd(nursery, order, workers=WORKERS, seed=seed), Random(seed)
     queue = Queue.from_url(url, name="q", lease_s=LEASE_S, sweep_s=SWEEP_S)
     jobs, promises = mixture(plan, random)
     drained = asyncio.Event()
@@ -149,33 +105,9 @@ async def chaos(
         crowd.tend()
         producing = asyncio.create_task(produce(queue, jobs, plan.safety_s))
         cancelling = asyncio.create_task(cancel(queue, promises, drained))
-        restart_at, flush_at = 0.6 * plan.safety_s, 0.3 * plan.safety_s
-        began = killed = time.monotonic()
-        while time.monotonic() - began < plan.safety_s or not producing.done():
-            await asyncio.sleep(0.05)
-            crowd.tend()
-            now = time.monotonic()
-            if now - killed >= plan.kill_every_s:
-                crowd.kill()
-                killed = now
-                await sound(queue)
-            if now - began > flush_at:
-                flush_at = float("inf")
-                await queue.redis.script_flush()
-            if now - began > restart_at:
-                restart_at = float("inf")
-                await asyncio.to_thread(server.restart, 0.3)
-                await sound(queue)
+        await storm(plan, crowd, server, [queue], [producing])
         recovered = await producing
-
-        crowd.kill(all_of_them=True)
-        crowd.armed = False
-        crowd.tend()
-        calm = time.monotonic()
-        while await queue.count("incomplete"):
-            assert time.monotonic() - calm < plan.drain_s, f"not drained {plan.drain_s} s after the last fault"
-            await asyncio.sleep(0.05)
-        drain_s = time.monotonic() - calm
+        drain_s = await calm(plan, crowd, lambda: queue.count("incomplete"))
         drained.set()
         await cancelling
         await asyncio.to_thread(crowd.stop)

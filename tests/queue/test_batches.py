@@ -221,6 +221,18 @@ async def test_asking_again_adds_what_is_missing_and_calls_back_once(queue: Queu
     assert await called(queue, "b") == ["completed", "succeeded"]
 
 
+async def test_asking_again_when_members_have_ended_neither_runs_nor_counts_them_twice(queue: Queue) -> None:
+    await queue.open_batch("b", **BACK)
+    assert await queue.add_to_batch("b", members(1, 1, 1)) == [True] * 3  # and then its process died
+    await end(queue, Status.COMPLETE, Status.FAILED)
+    await queue.abort(Job("f", key="m2", queue=queue), "not wanted")
+    assert await queue.add_to_batch("b", members(1, 1, 1)) == [True] * 3
+    batch = await queue.submit_batch(members(1, 1, 1), id="b", **BACK)
+    assert (batch.jobs, batch.done, batch.dead, batch.cancelled, batch.gone) == (3, 1, 1, 1, 0)
+    assert await called(queue, "b") == ["completed", "died"]
+    await sound(queue)
+
+
 async def test_a_chunk_whose_answer_is_lost_counts_its_members_once(queue: Queue) -> None:
     await queue.open_batch("b")
     words = [queue.enqueuer.words(job) for job in members(1, 1)]

@@ -60,10 +60,10 @@ for i = first, #ARGV, step do
   end
   local twin = id and taken_by(id, at)
   place = place + 1
-  if old[3] == name then
+  if old[3] == name or (batch and old[1] and in_batch(batch, key)) then -- also a member that has ended by now
     accepted[#accepted + 1] = 1
   elseif live or (old[2] and tonumber(old[2]) > at) then
-    accepted[#accepted + 1] = batch and in_batch(batch, key) and 1 or 0
+    accepted[#accepted + 1] = 0
   elseif twin then
     accepted[#accepted + 1] = twin
   else
