@@ -30,7 +30,7 @@ test: $(READY) ## Run every test, then every notebook against its stored outputs
 	$(if $(MODEL),$(NBVAL) --nbval $(MODEL))
 	$(if $(MEASURED),$(NBVAL) --nbval-lax $(MEASURED))
 
-chaos: $(READY) ## Run the long tier of faults: kills, outages, lost replies, power loss (most of an hour)
+chaos: $(READY) ## Run the long tier of faults: kills, outages, lost replies, power loss, all features at once (an hour)
 	$(BIN)/pytest tests -m chaos -p no:randomly -ra
 
 accuracy: $(READY) ## Measure eight held-out configurations here and now, beside their predictions (a quarter of an hour)

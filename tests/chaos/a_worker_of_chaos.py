@@ -120,7 +120,8 @@ async def work(
 async def parent(ctx: dict[str, Any], fails: int = 0, **_: Any) -> None:
     """Have a job follow here and one in the queue there, then fail or not."""
     job: Job = ctx["job"]
-    for queue in (job.queue, ctx["there"]):
+    queues: list[Any] = [job.queue, ctx["there"]]
+    for queue in queues:
         await queue.follow_up(job, "work", ttl=0, retries=2, meta={"tenant": job.meta.get("tenant", "")})
     if job.attempts <= fails:
         raise RuntimeError("as it was told")
@@ -143,7 +144,7 @@ async def serve(order: Order) -> None:
 
             await saq.worker.Worker(queue, [work, hold, parent], concurrency=order.slots, startup=startup).start()
         else:
-            functions = {"work": work, "hold": hold, "parent": parent}
+            functions: dict[str, Any] = {"work": work, "hold": hold, "parent": parent}
             queues = {"q": queue, "there": there} if order.everything else {"q": queue}
             worker = Worker(queues, functions, dict.fromkeys(queues, order.slots), name=str(os.getpid()),
                             context={"there": there}, grace_s=order.grace_s)  # fmt: skip

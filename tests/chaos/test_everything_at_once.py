@@ -107,7 +107,7 @@ async def batches(queue: Queue, there: Queue, books: Books, plan: Plan, seed: in
         for job in jobs:
             job.scheduled += time.time() if job.scheduled else 0
         books.members[id] = [job.key for job in jobs]
-        back = {f"on_{event}": Job("work", key=f"{event}:{id}", ttl=0, retries=3, queue=at)
+        back: dict[str, Any] = {f"on_{event}": Job("work", key=f"{event}:{id}", ttl=0, retries=3, queue=at)
                 for event, at in (("complete", queue), ("success", queue), ("death", there))}  # fmt: skip
         await insist(lambda: queue.submit_batch(jobs, id=id, **back))  # noqa: B023  # it is over before they change
         await asyncio.sleep(random.uniform(0.0, 2 * plan.safety_s / number))
@@ -120,7 +120,7 @@ async def unique_jobs(queue: Queue, books: Books, plan: Plan, seed: int) -> None
         if time.monotonic() > until:
             return
         key, unique = f"u{n}", random.choice(UNIQUE)
-        kwargs = {"ms": random.choice([5, 50, 200]), "fails": random.choice([0, 0, 1]), "unique": unique.id}
+        kwargs = {"ms": random.choice([5, 50, 200, 700]), "fails": random.choice([0, 0, 1]), "unique": unique.id}
         since, twin = time.time(), ""
         try:
             said = await queue.submit("work", kwargs, key=key, unique=unique, ttl=0, retries=3, retry_delay=0.05,
@@ -129,7 +129,7 @@ async def unique_jobs(queue: Queue, books: Books, plan: Plan, seed: int) -> None
         except AWAY:
             accepted = await insist(queue.job, key) is not None
         if accepted:
-            books.promises[key] = Promise(cancelled=random.random() < 0.3)
+            books.promises[key] = Promise(cancelled=random.random() < 0.5)
         if accepted or twin:
             books.asked.append(Asked(unique, key, twin, since, time.time()))
         await asyncio.sleep(random.uniform(0.0, 0.06))
@@ -245,6 +245,7 @@ async def judge(chaos: Chaos, plan: Plan, folder: Path, nursery: Nursery, tell: 
             "drained s": round(chaos.drain_s, 1)}  # fmt: skip
     tell(judged.row(**seen), hits(chaos.log))
     print(f"operator: {dict(operator.did)}; asked {len(books.asked)}, attempts {len(judging.attempts_of(jobs))}")
+    print(f"in the end: {operator.reigns[-1].settings}, slots {await queue.slots()}")
     assert {what: problems[:10] for what, problems in wrong.items() if problems} == {}
     assert judged.accepted == judged.done + judged.dead + judged.cancelled
     assert judged.doubled <= judged.counts.get("lost", 0), "a job ran twice although its lease had not expired"
