@@ -4,8 +4,8 @@
    Weihl, 1995): every level has a pass; of the levels that have such a job the one with the lowest pass is next, the
    lower number first where they are equal, and its pass rises by 1 ÷ weight. A level that has none at that moment is
    lifted to the pass of the one that was next, so that nobody saves up a claim while there is nothing to take.
-2. **Inside a level.** First in, first out, by place. With fairness the owners (tenants) that wait take turns: the
-   lowest turn is next and then gets the last one, as does an owner that comes new; inside an owner by place.
+2. **Inside a level.** First in, first out, by place. With fairness the owners (tenants) that wait take turns (see
+   `Turns`): the lowest is next; inside an owner by place.
 3. **May go.** A job is held back while its tenant is closed, or as many run as one of its running limits says, or its
    tenant's window has no room for it: that closes the tenant, with all that it has in the queue, until something leaves
    its window. Of jobs that are held back by the same (a group) only the first is looked at; jobs of others pass them,
@@ -25,6 +25,9 @@ from math import floor
 from saqkit.spec.topology import Priority, RateLimit, Taking
 
 LEVELS = tuple(int(level) for level in Priority)
+TURN, FIRST = 1000, 10**9
+"""How long a turn is, and where the first begins. Who comes new is 1 behind who came before, which makes it first in,
+first out; 1,000 of them are a turn, so that nobody waits for ever while more and more come."""
 Group = tuple[str, str, tuple[str | None, ...]]
 """Owner, tenant, and the values of the keys with a running limit."""
 
@@ -64,6 +67,47 @@ class Window:
         insort(self._entries, (float(f"{leaves_s:.6f}"), min(weight, limit.limit)))
 
 
+class Turns:
+    """Whose turn it is among the owners of a level (start-time fair queueing; Goyal, Vin and Cheng, 1996).
+
+    Each has a number; the lowest is next, and rises by one turn. Who comes new begins at the number of those who are
+    next, less one turn for each further job that runs: what others have begun cannot be taken back, so they are as many
+    turns ahead. Nobody is further behind, however long a limit has held it back. Who has no more jobs keeps its number
+    for as long as it matters, so that nobody has more of letting its line run empty again and again. When nothing
+    waits or runs, all begin anew.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+        """Of the owners that wait."""
+        self._left: dict[str, int] = {}
+        self._now, self._claims = FIRST, 1
+
+    def come(self, owner: str, running: int) -> None:
+        """It has a job that waits, while `running` jobs of the queue run."""
+        if owner in self.of:
+            return
+        if not self.of and not running:
+            self._left, self._claims = {}, 1
+        self._now, self._claims = self._now + 1, max(self._claims, running)
+        self._left = {name: number for name, number in self._left.items() if number > self._lowest}
+        self.of[owner] = self._left.pop(owner, self._lowest)
+
+    def had(self, owner: str) -> None:
+        """One of its jobs is taken."""
+        number = self.of[owner]
+        self._now = max(self._now, number)
+        self.of[owner] = (number if number > self._lowest - TURN else self._lowest) + TURN
+
+    def leave(self, owner: str) -> None:
+        """It has no job that waits any more."""
+        self._left[owner] = self.of.pop(owner)
+
+    @property
+    def _lowest(self) -> int:
+        return self._now - TURN * (self._claims - 1)
+
+
 class Chooser:
     """The lines of a queue; see this module's docstring."""
 
@@ -75,8 +119,7 @@ class Chooser:
         """When a rate limit that has held something back in the last `next` may admit more; None: none has."""
         self._jobs: dict[str, Waiting] = {}
         self._lines: dict[int, dict[Group, list[tuple[int, str]]]] = {level: {} for level in LEVELS}
-        self._turns: dict[int, dict[str, int]] = {level: {} for level in LEVELS}
-        self._last_turn = 0
+        self._turns = {level: Turns() for level in LEVELS}
         self._window = Window()
         self._windows: dict[str, Window] = {}
         self._closed: dict[str, float] = {}
@@ -88,8 +131,7 @@ class Chooser:
         """A job waits, at its place."""
         self._jobs[job.key] = job
         group = self._group(job)
-        if group[0] not in self._turns[job.level]:
-            self._turns[job.level][group[0]] = self._new_turn()
+        self._turns[job.level].come(group[0], len(self._active))
         insort(self._lines[job.level].setdefault(group, []), (job.place, job.key))
 
     def leave(self, key: str) -> Waiting | None:
@@ -101,7 +143,7 @@ class Chooser:
             if not lines[group]:
                 del lines[group]
                 if all(other[0] != group[0] for other in lines):
-                    del self._turns[job.level][group[0]]
+                    self._turns[job.level].leave(group[0])
         return job
 
     def waiting(self) -> Iterator[Waiting]:
@@ -159,15 +201,16 @@ class Chooser:
             self.running.update(self._counted_as(key))
         if _grouped(before) != _grouped(taking):
             jobs, self._jobs = list(self.waiting()), {}
-            self._lines, self._turns = {level: {} for level in LEVELS}, {level: {} for level in LEVELS}
+            self._lines, self._turns = {level: {} for level in LEVELS}, {level: Turns() for level in LEVELS}
             for job in jobs:
                 self.join(job)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _first_of(self, level: int, now_s: float) -> Waiting | None:
-        heads = [(self._turns[level][group[0]], *line[0], group) for group, line in self._lines[level].items()]
-        for _, _, key, group in sorted(heads, key=lambda head: head[:2]):
+        turns = self._turns[level].of
+        heads = [(turns[group[0]], group[0], *line[0], group) for group, line in self._lines[level].items()]
+        for *_, key, group in sorted(heads, key=lambda head: head[:3]):
             if not self._held_back(self._jobs[key], group, now_s):
                 return self._jobs[key]
         return None
@@ -190,9 +233,8 @@ class Chooser:
 
     def _take(self, job: Waiting, now_s: float) -> None:
         owner, tenant, _ = self._group(job)
+        self._turns[job.level].had(owner)
         self.leave(job.key)
-        if owner in self._turns[job.level]:
-            self._turns[job.level][owner] = self._new_turn() if self.taking.fairness == "tenants" else 0
         if rate := self.taking.tenant_rate_limit:
             self._windows[tenant].enter(rate, job.weight(rate), now_s)
         self.begun(job)
@@ -208,10 +250,6 @@ class Chooser:
         fair, tenants, keys = _grouped(self.taking)
         known = {**job.values, "tenant": job.tenant}
         return job.tenant if fair else "", job.tenant if tenants else "", tuple(known.get(key) for key in keys)
-
-    def _new_turn(self) -> int:
-        self._last_turn += 1
-        return self._last_turn
 
 
 def longest_wait(weights: Mapping[str, float], level: Priority) -> int:

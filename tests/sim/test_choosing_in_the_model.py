@@ -131,12 +131,12 @@ def test_shares_are_those_of_the_weights_within_a_tenth() -> None:
         assert picks[level] == pytest.approx(1500 * weight / sum(WEIGHTS.values()), rel=0.1)
 
 
-@pytest.mark.parametrize("slots", [1, 5])
-def test_a_tenant_with_many_jobs_hardly_delays_another(slots: int) -> None:
+@pytest.mark.parametrize("slots", [1, 5, 20])
+def test_a_tenant_with_many_jobs_delays_another_to_less_than_twice_its_time_alone(slots: int) -> None:
     fair, users = system(concurrency=slots, fairness="tenants"), 100
     alone = run(fair, coming((0.0, "b", users)))["finished_at"].max()
     both = run(fair, coming((0.0, "a", 2000), (0.5, "b", users)))
-    assert both.loc[both["tenant"] == "b", "finished_at"].max() - 0.5 <= 2 * alone + LATENCY_S + 1e-9
+    assert both.loc[both["tenant"] == "b", "finished_at"].max() - 0.5 < 2 * alone
     strict = run(system(concurrency=slots), coming((0.0, "a", 2000), (0.5, "b", users)))
     assert strict.loc[strict["tenant"] == "b", "finished_at"].max() - 0.5 > 10 * alone
 

@@ -36,7 +36,7 @@ local function arrange()
         end
         redis.call('DEL', heads)
       end
-      redis.call('DEL', Q .. 'turns:' .. prio, Q .. 'turn:' .. prio, Q .. 'fresh:' .. prio)
+      redis.call('DEL', Q .. 'turns:' .. prio, Q .. 'circle:' .. prio, Q .. 'left:' .. prio, Q .. 'fresh:' .. prio)
     end
     forget_who_waits()
     redis.call('DEL', Q .. 'arranged', Q .. 'running')
@@ -206,13 +206,9 @@ local function take_by_rules(at, at_text, more, admitted, claim)
     local key, group, owner = unpack(found[level])
     local number = redis.call('INCR', Q .. 'seq')
     if limit > 0 and not admitted(key, number) then break end
+    if group and rules.fair then had_turn(level, owner) end
     unline(key, level, group)
     if group then
-      local turn = rules.fair and tonumber(redis.call('ZSCORE', Q .. 'turns:' .. level, owner) or '')
-      if turn then
-        local last = redis.call('INCR', Q .. 'turn:' .. level)
-        redis.call('ZADD', Q .. 'turns:' .. level, turn >= PARKED and last + PARKED or last, owner)
-      end
       if rules.tenant_rate then enter_window(key, cjson.decode(group)[2], number, at) end
       start_running(key, counted_as(group))
     end

@@ -22,7 +22,8 @@
 -- | Q line:<p>:<g>  | zset   | waiting jobs of a group and priority level; score as in Q queued                      |
 -- | Q heads:<p>:<o> | zset   | the groups of an owner; score = place of the first job, raised if parked              |
 -- | Q turns:1..4    | zset   | the owners who wait in a level; score = their turn, raised if all groups are parked   |
--- | Q turn:1..4     | string | counter: the last turn of a level                                                     |
+-- | Q circle:1..4   | hash   | turns of a level: which is now, and how many turns anybody may be behind (see lines.lua) |
+-- | Q left:1..4     | zset   | owners without waiting jobs, as long as it matters; score = the turn they had         |
 -- | Q fresh:1..4    | zset   | jobs that waited before there were groups, until they have joined theirs              |
 -- | Q wait:<p>:<n>  | zset   | parked groups of a level that wait for a name (see Q running; a tenant's is ["",t]);  |
 -- |                 |        | score = their rank then                                                               |

@@ -123,9 +123,51 @@ local function unpark_next_that_waits_for(name)
   return wait_on
 end
 
+-- Whose turn it is: as `Turns` in saqkit/spec/choosing.py says. Where nobody takes turns there is one owner.
+local TURN, FIRST = 1000, 1000000000
+
+local function circle(prio)
+  local f = redis.call('HMGET', Q .. 'circle:' .. prio, 'now', 'claims')
+  return tonumber(f[1] or FIRST), tonumber(f[2] or 1)
+end
+
+local function comes(prio, owner)
+  local turns, left, turn = Q .. 'turns:' .. prio, Q .. 'left:' .. prio, 0
+  if grouping[1] then
+    local now, claims = circle(prio)
+    local running = redis.call('ZCARD', Q .. 'leases')
+    if running == 0 and redis.call('EXISTS', turns) == 0 then
+      redis.call('DEL', left)
+      claims = 1
+    end
+    now, claims = now + 1, math.max(claims, running)
+    redis.call('HSET', Q .. 'circle:' .. prio, 'now', now, 'claims', claims)
+    local lowest = now - TURN * (claims - 1)
+    redis.call('ZREMRANGEBYSCORE', left, '-inf', lowest)
+    turn = redis.call('ZSCORE', left, owner) or lowest
+    redis.call('ZREM', left, owner)
+  end
+  redis.call('ZADD', turns, turn, owner)
+end
+
+local function had_turn(prio, owner)
+  local now, claims = circle(prio)
+  local turn = tonumber(redis.call('ZSCORE', Q .. 'turns:' .. prio, owner))
+  now = math.max(now, turn)
+  redis.call('HSET', Q .. 'circle:' .. prio, 'now', now)
+  if turn <= now - TURN * claims then turn = now - TURN * (claims - 1) end -- a limit has held it back for long
+  redis.call('ZADD', Q .. 'turns:' .. prio, turn + TURN, owner)
+end
+
+local function goes(prio, owner)
+  local turn = arranged() and grouping[1] and tonumber(redis.call('ZSCORE', Q .. 'turns:' .. prio, owner) or '')
+  if turn then redis.call('ZADD', Q .. 'left:' .. prio, turn >= PARKED and turn - PARKED or turn, owner) end
+  redis.call('ZREM', Q .. 'turns:' .. prio, owner)
+end
+
 local function park_owner(prio, owner)
   local _, best = first(Q .. 'heads:' .. prio .. ':' .. owner)
-  if not best then redis.call('ZREM', Q .. 'turns:' .. prio, owner)
+  if not best then goes(prio, owner)
   elseif best >= PARKED then shift(Q .. 'turns:' .. prio, owner, true) end
 end
 
@@ -136,7 +178,7 @@ local function park(prio, owner, group, name)
   park_owner(prio, owner)
 end
 
--- Put a waiting job in the line of its group. Who comes new gets the last turn; who has another first job is looked at again.
+-- Put a waiting job in the line of its group. Who has another first job is looked at again.
 local function join(key, prio, seq, group)
   local owner, line = cjson.decode(group)[1], Q .. 'line:' .. prio .. ':' .. group
   local heads, turns = Q .. 'heads:' .. prio .. ':' .. owner, Q .. 'turns:' .. prio
@@ -146,7 +188,7 @@ local function join(key, prio, seq, group)
   if redis.call('ZSCORE', turns, owner) then
     shift(turns, owner, false)
   else
-    redis.call('ZADD', turns, redis.call('INCR', Q .. 'turn:' .. prio), owner)
+    comes(prio, owner)
   end
 end
 
