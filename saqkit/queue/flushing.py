@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saqkit.queue.line import Line
+from saqkit.queue.one_task import OneTask
 from saqkit.queue.scripts_of_queue import AWAY, Backoff, call_all
 
 logger = logging.getLogger("saqkit")
@@ -16,7 +17,7 @@ Said = asyncio.Future[int]
 Asked = tuple[str, Sequence[Any], asyncio.Future[Any]]
 
 
-class Flusher:
+class Flusher(OneTask):
     """Gathers what the slots of a process want to say in one turn of the loop, and says it in one round trip.
 
     While one round trip is under way the next gathers. One whose reply is lost is sent again: every transition compares
@@ -24,19 +25,19 @@ class Flusher:
     """
 
     def __init__(self, line: Line, keys: Sequence[str]) -> None:
+        super().__init__("saqkit-flush")
         self._line, self._keys = line, keys
         self._waiting: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]] = {}
         self._asked: Asked | None = None
         self.more: Callable[[], Asked | None] = lambda: None
         """What to ask with what is about to be said, if nothing is asked yet."""
-        self._task: asyncio.Task[None] | None = None
         self._backoff = Backoff("saqkit queue")
 
     def say(self, name: str, head: tuple[Any, ...], job: tuple[Any, ...]) -> Said:
         """Queue one job's transition; the future gets what the script said of it."""
         future: Said = asyncio.get_running_loop().create_future()
         self._waiting.setdefault((name, head), []).append((job, future))
-        self._begin()
+        self.begin()
         return future
 
     def ask(self, name: str, args: Sequence[Any], answer: asyncio.Future[Any]) -> None:
@@ -45,22 +46,11 @@ class Flusher:
         Unlike what is said, a question is not repeated: its future gets the error of a broker that is away.
         """
         self._asked = (name, args, answer)
-        self._begin()
+        self.begin()
 
-    def _begin(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="saqkit-flush")
-
-    async def drained(self) -> None:
-        """Wait until all that was said has been answered."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
-
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """Give up what could not be said."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await super().stop()
         for jobs in self._waiting.values():
             for _, future in jobs:
                 future.cancel()

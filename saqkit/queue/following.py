@@ -7,7 +7,6 @@ outgoing, and the `Courier` of that process delivers it at once; if that is cut 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from saq.job import Job
 from saqkit.errors import UsageError
 from saqkit.queue.job import change, new_job
 from saqkit.queue.leases import Claim
+from saqkit.queue.one_task import OneTask
 from saqkit.queue.replaying import relay
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.queue.stored import StoredJobs
@@ -80,30 +80,21 @@ def _same_broker(queue: Queue, other: Any, job: Job) -> None:
                          "(what follows a job is written down where that job is)")  # fmt: skip
 
 
-class Courier:
-    """Delivers what the ends of jobs have put on its way into other queues, without keeping anybody waiting."""
+class Courier(OneTask):
+    """Delivers what the ends of jobs have put on its way into other queues, without keeping anybody waiting.
+
+    What it could not deliver before it is stopped is left to the upkeep of others.
+    """
 
     def __init__(self, queue: Queue) -> None:
+        super().__init__("saqkit-courier")
         self._queue = queue
         self._more = False
-        self._task: asyncio.Task[None] | None = None
 
     def go(self) -> None:
-        """Something is outgoing."""
+        """Something is, or may be, outgoing."""
         self._more = True
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="saqkit-courier")
-
-    async def over(self) -> None:
-        """Wait until what was outgoing is delivered, or could not be."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait([self._task])
-
-    async def close(self) -> None:
-        """Leave what is not delivered yet to the upkeep of others."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self.begin()
 
     async def _run(self) -> None:
         while self._more:

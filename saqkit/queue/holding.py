@@ -129,7 +129,7 @@ class HeldJobs(StoredJobs):
         if not said.result():
             logger.warning("job %s: the claim of this worker was no longer held, its result is refused", claim.key)
             return
-        if said.result() == POSTED:
+        if said.result() == POSTED:  # of an attempt that was cancelled: it was active, which may have posted something
             self.courier.go()
         if claim.counts:
             self._count(becomes)

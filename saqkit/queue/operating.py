@@ -19,6 +19,7 @@ from saqkit.spec.base import did_you_mean
 
 if TYPE_CHECKING:
     from saqkit.queue.dead_letters import Chosen
+    from saqkit.queue.following import Courier
     from saqkit.queue.letter import Filter
     from saqkit.queue.queue import Queue
 
@@ -76,6 +77,8 @@ class Picked:
 
 class OperatedJobs(StoredJobs):
     """The operators' half of a queue; see `Queue`."""
+
+    courier: Courier
 
     # --- the queue as a whole ----------------------------------------------------------------------------------------
 
@@ -163,6 +166,8 @@ class OperatedJobs(StoredJobs):
                      for job in page]  # fmt: skip
             said = await self.run_script("cancel", *(part for job in facts for part in job))
             done += [job for job, was in zip(page, said, strict=True) if was]
+        if done:
+            self.courier.go()  # their batches may have called back into another queue
         return Picked.of(jobs, done)
 
     async def hasten_keys(self, keys: Iterable[str]) -> Picked:

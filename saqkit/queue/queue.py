@@ -344,9 +344,10 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
         await self.run_script("update", job.key, claim.token if claim else "", self.serialize(job))
 
     async def abort(self, job: Job, error: str, ttl: float = 5) -> None:
-        """Cancel a waiting, scheduled or running job; a worker that runs it stops it within a second.
+        """Cancel a waiting, scheduled or running job.
 
-        Until it has, or for `ttl` seconds, the key of a job that was running stays taken.
+        A worker that runs it learns so when it next renews its leases, and stops it within `lease_s` / 3 + 0.5 s (by
+        default 2.2 s). Until it has, or for `ttl` seconds, the key of a job that was running stays taken.
         """
         was = await self._cancel(job, error, ttl)
         if was:
@@ -355,7 +356,10 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
 
     async def _cancel(self, job: Job, error: str, grace_s: float) -> int:
         """In which state the job was, 0 where it was not live."""
-        return int((await self.run_script("cancel", job.key, error, job.ttl, "", "", grace_s))[0])
+        was = int((await self.run_script("cancel", job.key, error, job.ttl, "", "", grace_s))[0])
+        if was:
+            self.courier.go()  # its batch may have called back into another queue
+        return was
 
     async def finish_abort(self, job: Job) -> None:
         """The worker has stopped a job that was cancelled, or whose heartbeat is missing."""
@@ -377,6 +381,7 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
             found = await self.run_script("recover", POISON_CRASHES, self.lease_s, self.dead_cap)
             swept += [self.job_id(key.decode()) for key in found]
         if swept:
+            self.courier.go()  # as in `_cancel`: a poison job has ended
             logger.warning("recovered %d jobs of workers that are gone: %s", len(swept), ", ".join(swept[:5]))
         return swept
 
@@ -400,13 +405,13 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
             async with asyncio.timeout(5):
                 held = [claim.job for claim in self._claims.values()]
                 await asyncio.gather(*(self.release(job) for job in held), return_exceptions=True)
-                await self.flusher.drained()
+                await self.flusher.over()
                 await self.courier.over()
         except TimeoutError:
             logger.warning("queue %s: the broker is away, what this process held comes back when its leases expire",
                            self.name)  # fmt: skip
-        await self.flusher.close()
-        await self.courier.close()
+        await self.flusher.stop()
+        await self.courier.stop()
         self._claims.clear()
         if self._leases is not None:
             await asyncio.to_thread(self._leases.close)

@@ -23,6 +23,7 @@ from saqkit.queue import fault_sites
 from saqkit.queue.cancelling import heed_cancellation
 from saqkit.queue.cron_line import CronLine
 from saqkit.queue.job import QueuedJob, compact
+from saqkit.queue.one_task import OneTask
 from saqkit.queue.scripts_of_queue import AWAY, Backoff
 from saqkit.queue.submitting import NewJob
 from saqkit.queue.unique import Unique
@@ -128,7 +129,7 @@ def stamp(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class Timetable:
+class Timetable(OneTask):
     """A task that enqueues the firings of a queue's schedules, from the first `start` to `stop`."""
 
     def __init__(self, queue: Queue, schedules: Sequence[Schedule]) -> None:
@@ -136,20 +137,13 @@ class Timetable:
         if twice := {name for name in names if names.count(name) > 1}:
             raise UsageError(f"queue {queue.name}: two schedules are called {min(twice)} (give each its own name)")
         self.schedules = list(schedules)
+        super().__init__("saqkit-timetable")
         self._queue = queue
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin, unless it runs already or there is nothing to do."""
-        if self.schedules and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run(), name="saqkit-timetable")
-
-    async def stop(self) -> None:
-        """End it, and wait until it has."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        if self.schedules:
+            self.begin()
 
     async def fire(self) -> float:
         """Enqueue what has fired since somebody last looked; returns the seconds until the next firing."""

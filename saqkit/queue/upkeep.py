@@ -9,6 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from saqkit.queue.cancelling import heed_cancellation
+from saqkit.queue.one_task import OneTask
 from saqkit.queue.replaying import relay
 from saqkit.queue.scripts_of_queue import AWAY
 
@@ -22,26 +23,22 @@ RELAY_EVERY = 6
 """Letters that were left on their way to another queue are looked for every so many sweeps; seldom is there one."""
 
 
-class Upkeep:
+class Upkeep(OneTask):
     """A task that sweeps every `sweep_s` of its queue, from the first `start` to `stop`."""
 
     def __init__(self, queue: Queue) -> None:
+        super().__init__("saqkit-upkeep")
         self._queue = queue
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin, unless it runs already."""
         self._queue.timetable.start()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="saqkit-upkeep")
+        self.begin()
 
     async def stop(self) -> None:
         """End it, and wait until it has."""
         await self._queue.timetable.stop()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await super().stop()
 
     async def _run(self) -> None:
         queue, forgotten = self._queue, float("-inf")

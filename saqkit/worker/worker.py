@@ -264,7 +264,7 @@ class Worker:
         with suppress(TimeoutError):
             async with asyncio.timeout(GIVING_BACK_S):
                 for queue in self.queues.values():
-                    await queue.flusher.drained()
+                    await queue.flusher.over()
                 if self._hooks:
                     await asyncio.wait(list(self._hooks))
 

@@ -16,7 +16,7 @@ from saqkit.queue.audit import audit
 from saqkit.queue.batches import Batch
 from saqkit.queue.live_jobs import Which
 from saqkit.queue.queue import Queue
-from saqkit.queue.replaying import purge, replay
+from saqkit.queue.replaying import purge, relay, replay
 from saqkit.queue.unique import Unique
 
 MakeQueue = Callable[..., Queue]
@@ -275,6 +275,43 @@ async def test_callbacks_into_another_queue_and_as_jobs(make_queue: MakeQueue, u
     await until(lambda: empty(here), 5)
     await there.finish(mail, Status.COMPLETE)
     await sound(there)
+
+
+@pytest.mark.parametrize("how", ["abort", "abort_running", "stopped", "cancel_keys", "clear", "recovered"])
+async def test_callbacks_into_another_queue_leave_at_once_however_the_last_member_ends(
+    make_queue: MakeQueue, until: Until, how: str
+) -> None:
+    here, there = make_queue("here"), make_queue("there")
+    await here.submit_batch(members(1), id="b", on_complete=Job("mail", key="k", queue=there))
+    job = await here.job("m0")
+    assert job is not None
+    if how in ("abort_running", "stopped", "recovered"):
+        job = await taken(here)
+    match how:
+        case "abort" | "abort_running":
+            await here.abort(job, "not wanted")
+        case "stopped":
+            await here.finish(job, Status.ABORTED, error="not wanted")
+        case "cancel_keys":
+            await here.cancel_keys(["m0"])
+        case "clear":
+            await here.clear()
+        case "recovered":
+            assert here._leases is not None
+            here._leases.discard(here._claims["m0"])
+            await here.redis.hset(here.key_of("m0"), "crash", "2")  # type: ignore[misc]  # typed for both clients
+            await here.redis.zadd(here.namespace("leases"), {"m0": 1})
+            assert len(await here.sweep()) == 1
+            here._claims.clear()
+
+    async def delivered() -> bool:
+        return await there.count("queued") == 1 and await empty(here)
+
+    await until(delivered, 1)
+    assert await relay(here) == 0
+    assert (await taken(there)).key == "k"
+    assert await there.count("queued") == 0
+    await sound(here)
 
 
 async def empty(queue: Queue) -> bool:

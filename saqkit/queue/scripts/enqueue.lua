@@ -53,7 +53,6 @@ for i = first, #ARGV, step do
   if not alike then prio, due, users, keep = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5] end
   local name = call .. '.' .. i
   local old = redis.call('HMGET', J .. key, 'state', 'until', 'enq')
-  local live = old[1] == QUEUED or old[1] == SCHEDULED or old[1] == ACTIVE or old[1] == OUTGOING
   local stays, least, mode, id = keep
   if keep ~= '0' and string.find(keep, ' ', 1, true) then
     stays, least, mode, id = string.match(keep, '^(%S+) (%S+) (%a) (.+)$')
@@ -62,18 +61,12 @@ for i = first, #ARGV, step do
   place = place + 1
   if old[3] == name or (batch and old[1] and in_batch(batch, key)) then -- also a member that has ended by now
     accepted[#accepted + 1] = 1
-  elseif live or (old[2] and tonumber(old[2]) > at) then
+  elseif key_is_taken(old[1], old[2], at) then
     accepted[#accepted + 1] = 0
   elseif twin then
     accepted[#accepted + 1] = twin
   else
-    if old[1] then
-      if redis.call('ZREM', Q .. 'dead', key) == 1 then
-        count('superseded')
-        leaves_batch(key)
-      end
-      redis.call('DEL', J .. key)
-    end
+    make_room(key, old[1])
     if due ~= '0' then
       local fixed = string.sub(due, 1, 1) == '='
       local wakes = fixed and string.sub(due, 2) or ahead == 0 and due or text(tonumber(due) - ahead)

@@ -18,18 +18,27 @@
 -- A member's field `batch` is its weight, the batch, and "again" once it has been replayed.
 local posted = false -- whether something was put on its way into another queue
 
--- Nobody asks for this job but the server itself: it joins the line, unless a job of its key lives or is still kept.
+-- Whether a key is taken, by the state of its job and until when it is kept: by a job that lives, or one that has ended.
+local function key_is_taken(state, kept, at)
+  local live = state == QUEUED or state == SCHEDULED or state == ACTIVE or state == OUTGOING
+  return live or (kept and tonumber(kept) > at)
+end
+
+-- A job that has ended (its state; false: there is none) makes room for one of its key.
+local function make_room(key, state)
+  if not state then return end
+  if redis.call('ZREM', Q .. 'dead', key) == 1 then
+    count('superseded')
+    leaves_batch(key)
+  end
+  redis.call('DEL', J .. key)
+end
+
+-- Nobody asks for this job but the server itself: it joins the line, unless its key is taken.
 local function enter(at, name, key, body, prio, users, keep)
   local old = redis.call('HMGET', J .. key, 'state', 'until')
-  local live = old[1] == QUEUED or old[1] == SCHEDULED or old[1] == ACTIVE or old[1] == OUTGOING
-  if live or (old[2] and tonumber(old[2]) > at) then return end
-  if old[1] then
-    if redis.call('ZREM', Q .. 'dead', key) == 1 then
-      count('superseded')
-      leaves_batch(key)
-    end
-    redis.call('DEL', J .. key)
-  end
+  if key_is_taken(old[1], old[2], at) then return end
+  make_room(key, old[1])
   redis.call('HSET', J .. key, 'body', body, 'prio', prio, 'at_q', text(at), 'enq', name)
   if users ~= '0' then redis.call('HSET', J .. key, 'users', users) end
   if keep ~= '0' then redis.call('HSET', J .. key, 'keep', keep) end
