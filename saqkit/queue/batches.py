@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, cast
@@ -39,6 +39,7 @@ _PAUSES_S = (0.02, 0.2)
 _STATES = ("pending", "done", "dead", "cancelled", "gone")
 _COUNTS = ("jobs", *_STATES, "users", *(f"{state}_users" for state in _STATES))
 _TIMES = {"at": "opened_at", **{event: f"{event}_at" for event in EVENTS}}
+_FIELDS = ["open", *_TIMES, *_COUNTS, *(f"on_{event}" for event in EVENTS)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Batch:
     moved into another queue). `users` are the members' weight, 1 for one that has none, and add up in the same way.
     `opened_at`, `complete_at` (all have ended once), `success_at` (all are done) and `death_at` (the first death) are
     epoch seconds of the broker's clock, NaN while it is not so. `refused`: keys that `submit_batch` could not add,
-    because a job of that key lives that is no member.
+    because a job of that key lives that is no member. `callbacks`: of each event that calls back ("complete",
+    "success", "death") the key of the job that it enqueues.
     """
 
     id: str
@@ -72,6 +74,12 @@ class Batch:
     success_at: float = nan
     death_at: float = nan
     refused: tuple[str, ...] = ()
+    callbacks: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def called_back(self) -> tuple[str, ...]:
+        """The events that have enqueued their callback, or put it on its way into another queue."""
+        return tuple(event for event in self.callbacks if isfinite(getattr(self, f"{event}_at")))
 
     @property
     def percent(self) -> float:
@@ -178,21 +186,27 @@ class BatchedJobs(StoredJobs):
 
     async def get_batch(self, id: str) -> Batch | None:
         """What has become of the members of a batch by now; None if it is not known (any more)."""
-        names = ["open", *_TIMES, *_COUNTS]
-        # typed for both kinds of client
-        found: Any = await self.redis.hmget(self.namespace(f"batch:{id}"), names)  # type: ignore[misc]
-        told = dict(zip(names, found, strict=True))
-        if told["open"] is None:
-            return None
-        numbers: dict[str, Any] = {name: int(told[name]) for name in _COUNTS}
-        numbers |= {field: float(told[name]) for name, field in _TIMES.items() if told[name]}
-        return Batch(id, self.name, told["open"] == b"1", **numbers)
+        return (await self._batches([id]))[0]
 
     async def batches(self) -> list[Batch]:
         """The batches that are known, those that have ended first."""
         ids = await self.redis.zrange(self.namespace("batches"), 0, -1)
-        found = [await self.get_batch(id.decode()) for id in ids]
-        return [batch for batch in found if batch is not None]
+        return [batch for batch in await self._batches([id.decode() for id in ids]) if batch is not None]
+
+    async def _batches(self, ids: Sequence[str]) -> list[Batch | None]:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for id in ids:
+                pipe.hmget(self.namespace(f"batch:{id}"), _FIELDS)
+            found = await pipe.execute()
+        return [self._batch(id, dict(zip(_FIELDS, fields, strict=True))) for id, fields in zip(ids, found, strict=True)]
+
+    def _batch(self, id: str, told: Mapping[str, bytes | None]) -> Batch | None:
+        if told["open"] is None:
+            return None
+        known: dict[str, Any] = {name: int(told[name] or 0) for name in _COUNTS}
+        known |= {name_of: float(at) for name, name_of in _TIMES.items() if (at := told[name])}
+        known["callbacks"] = {event: json.loads(facts)[1] for event in EVENTS if (facts := told[f"on_{event}"])}
+        return Batch(id, self.name, told["open"] == b"1", **known)
 
     def _here(self, id: str, jobs: Iterable[Job]) -> Iterator[Job]:
         for job in jobs:
