@@ -157,13 +157,15 @@ class _Look:
     """What is where on a queue at one moment.
 
     `due`: a delayed job's time has come, it only waits for its tick. `wakes_s`: seconds until the next delayed job has
-    had its tick; `room_s`: until the rate limit's window gets emptier; None: never.
+    had its tick; `room_s`: until the rate limit's window gets emptier; None: never. `outgoing`: on their way into
+    another queue; who has sent them delivers them.
     """
 
     queue: str
     queued: int
     active: int
     scheduled: int
+    outgoing: int
     paused: bool
     due: bool
     wakes_s: float | None
@@ -171,6 +173,7 @@ class _Look:
 
     def __str__(self) -> str:
         counts = f"{self.queued} queued, {self.active} active, {self.scheduled} delayed"
+        counts += f", {self.outgoing} on their way into another queue" if self.outgoing else ""
         return f"queue {self.queue} has {counts}{', and is paused' if self.paused else ''}"
 
 
@@ -235,11 +238,15 @@ class _Drainer:
             looks = await self.look()
             if enough(await self.drained()):
                 return True
-            # Queues are looked at one after the other: together the looks are true if nothing ran meanwhile.
-            idle = idle and began == self._began and not any(look.active for look in looks)
+            for queue, look in zip(self._queues, looks, strict=True):
+                if look.outgoing:
+                    queue.courier.go()  # whoever was to deliver it may be gone
+            # Queues are looked at one after the other: together the looks are true if nothing ran meanwhile, and what
+            # went from one that was looked at later into one that was looked at before is seen by the next look.
+            idle = idle and began == self._began and not any(look.active or look.outgoing for look in looks)
             self._quiet_looks = self._quiet_looks + 1 if idle else 0
             waits = [look.wakes_s for look in looks if look.wakes_s is not None]
-            if idle and not any(look.queued for look in looks):
+            if self._quiet_looks >= min(2, len(looks)) and not any(look.queued for look in looks):
                 if follow_time and waits:
                     await self._travel(min(waits))
                 elif not any(look.due for look in looks):
@@ -261,11 +268,13 @@ class _Drainer:
     async def left(self, follow_time: bool) -> bool:
         """Whether something waits that this drain is to run."""
         looks = await self.look()
-        return any(look.queued or look.due or (follow_time and look.wakes_s is not None) for look in looks)
+        return any(look.queued or look.outgoing or look.due or (follow_time and look.wakes_s is not None)
+                   for look in looks)  # fmt: skip
 
     async def state(self) -> str:
         """What is left, what runs here, and what has happened, on one line."""
-        left = [str(look) for look in await self.look() if look.queued or look.active or look.scheduled]
+        left = [str(look) for look in await self.look() if any((look.queued, look.active, look.scheduled,
+                                                                look.outgoing))]  # fmt: skip
         running = [f"running: {', '.join(self._running)}"] if self._running else []
         return "; ".join([*left, *running, f"so far {await self.drained()!r}"])
 
@@ -291,14 +300,14 @@ class _Drainer:
             pipe.exists(queue.namespace("paused"))
             for name in ("incomplete", "window", "closed"):
                 pipe.zrange(queue.namespace(name), 0, 0, withscores=True)
-            for name in ("leases", "incomplete", *(f"queued:{level}" for level in LEVELS)):
+            for name in ("outgoing", "leases", "incomplete", *(f"queued:{level}" for level in LEVELS)):
                 pipe.zcard(queue.namespace(name))
-            (seconds, micros), paused, due, room, opens, active, scheduled, *queued = await pipe.execute()
+            (seconds, micros), paused, due, room, opens, outgoing, active, scheduled, *queued = await pipe.execute()
         now = seconds + micros / 1e6
         due_s, room_s = (first[0][1] - now if first and not paused else None for first in (due, opens or room))
         wakes_s = None if due_s is None else due_s + queue.tick_s
         is_due = due_s is not None and due_s <= 0
-        return _Look(queue.name, sum(queued), active, scheduled, bool(paused), is_due, wakes_s, room_s)
+        return _Look(queue.name, sum(queued), active, scheduled, outgoing, bool(paused), is_due, wakes_s, room_s)
 
     async def _travel(self, seconds: float) -> None:
         """Let time pass for all queues, unless its moment has come already."""

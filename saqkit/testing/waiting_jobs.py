@@ -11,7 +11,10 @@ from saqkit.queue.stored import LEVELS
 
 
 async def enqueued(queue: Queue, function: str | None = None, /, **properties: Any) -> list[Job]:
-    """The jobs that wait: in the order in which they will be taken, then the delayed ones in that of their due times.
+    """The jobs that wait: by level, and in their lines inside a level; then the delayed ones, by due time.
+
+    That is the order in which they are taken, unless the queue has weights, fairness or limits: these decide when
+    somebody asks.
 
     `function` and `properties` narrow them down, and are what `queue.enqueue` takes: `enqueued(queue, "greet", user=3)`
     finds the jobs of `greet` whose argument `user` is 3, whatever other arguments they have; `key`, `priority` and the

@@ -14,6 +14,7 @@ from saqkit import Queue
 from saqkit.errors import RunError, UsageError
 from saqkit.queue.audit import audit
 from saqkit.queue.dead_letters import dead_letters
+from saqkit.queue.replaying import relay
 from saqkit.spec.backoff import Retry
 from saqkit.spec.topology import RateLimit
 from saqkit.testing import Attempt, Drained, advance, drain
@@ -70,6 +71,39 @@ async def test_jobs_that_jobs_enqueue_are_run_too_over_several_queues(saqkit_que
     drained = await drain([first, second], {"count": count})
     assert [attempt.kwargs["left"] for attempt in drained.done] == [5, 4, 3, 2, 1, 0]
     assert [attempt.queue for attempt in drained.done] == [first.name, second.name] * 3
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("second", "first")])
+async def test_what_is_on_its_way_into_another_queue_is_run_too(
+    saqkit_queue_factory: Factory, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues = {name: saqkit_queue_factory(name=name) for name in names}
+
+    async def late(queue: Queue) -> int:
+        await asyncio.sleep(0.2)
+        return await relay(queue)
+
+    async def parent(ctx: dict[str, Any]) -> None:
+        await queues["second"].follow_up(ctx["job"], "greet", name="Ada")
+
+    monkeypatch.setattr("saqkit.queue.following.relay", late)
+    await queues["first"].enqueue("parent")
+    drained = await drain(queues.values(), [("parent", parent), greet])
+    assert [attempt.function for attempt in drained.done] == ["parent", "greet"]
+
+
+async def test_what_nobody_has_delivered_is(saqkit_queue_factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = saqkit_queue_factory(name="first"), saqkit_queue_factory(name="second")
+    await first.enqueue("parent")
+    job = await first.dequeue(timeout=5)
+    assert job is not None
+    await second.follow_up(job, "greet", name="Ada")
+    with monkeypatch.context() as patch:
+        patch.setattr("saqkit.queue.following.Courier.go", lambda _: None)
+        await first.finish(job, Status.COMPLETE)
+    assert (await audit(first)).outgoing == 1
+    drained = await drain([second, first], [greet], timeout_s=10)
+    assert [attempt.queue for attempt in drained.done] == [second.name]
 
 
 async def test_what_is_enqueued_after_a_job_has_ended_is_run_too(saqkit_queue: Queue) -> None:
