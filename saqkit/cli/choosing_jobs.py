@@ -12,7 +12,7 @@ import click
 
 from saqkit.cli import options
 from saqkit.cli.choosing_letters import UNITS
-from saqkit.cli.options import OneOf
+from saqkit.cli.options import OneOf, ParamType
 from saqkit.cli.output import emit, number, table
 from saqkit.errors import UsageError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saqkit.spec.topology import Topology
 
 
-class Age(click.ParamType):  # type: ignore[type-arg]  # see options.Count
+class Age(ParamType):
     """A length of time: 90s, 30m, 12h, 7d, 2w; in seconds."""
 
     name = "AGE"

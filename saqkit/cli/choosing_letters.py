@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saqkit.cli import options
-from saqkit.cli.options import Count
+from saqkit.cli.options import Count, ParamType
 from saqkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-class Moment(click.ParamType):  # type: ignore[type-arg]  # see options.Count
+class Moment(ParamType):
     """A time in epoch seconds, or, below zero, so long ago."""
 
     name = "TIME"

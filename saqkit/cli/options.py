@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from saqkit.spec.topology import Topology
     from saqkit.spec.workload import Workload
 
+    ParamType = click.ParamType[Any]
+else:  # releases of click before 8.4 are allowed, in which it cannot be subscripted
+    ParamType = click.ParamType
+
 F = TypeVar("F", bound=Callable[..., Any])
 Slots = int | dict[str, int]
 
@@ -42,8 +46,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-# `type-arg` below: only newer releases of click let a ParamType be subscripted, and older ones are allowed.
-class Count(click.ParamType):  # type: ignore[type-arg]
+class Count(ParamType):
     """A whole number of at least `least`."""
 
     name = "N"
@@ -55,7 +58,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, int) else _whole(str(value), self.least)
 
 
-class Counts(click.ParamType):  # type: ignore[type-arg]
+class Counts(ParamType):
     """Whole numbers of at least 1, with commas between them."""
 
     name = "N,..."
@@ -64,7 +67,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, list) else [_whole(text) for text in str(value).split(",")]
 
 
-class SlotsOfQueues(click.ParamType):  # type: ignore[type-arg]
+class SlotsOfQueues(ParamType):
     """Slots of each worker process: `5` for every queue, or `email=5,sync=2` for some; `many`: a list of the former."""
 
     name = "C"
@@ -82,7 +85,7 @@ class SlotsOfQueues(click.ParamType):  # type: ignore[type-arg]
         return [_whole(text) for text in value.split(",")] if self.many else _whole(value)
 
 
-class Amount(click.ParamType):  # type: ignore[type-arg]
+class Amount(ParamType):
     """A number that is not negative."""
 
     name = "X"

@@ -13,7 +13,7 @@ import click
 from saqkit.cli import options
 from saqkit.cli.choosing_jobs import all_of, of_jobs, place
 from saqkit.cli.interrupting import run
-from saqkit.cli.options import Count, explain
+from saqkit.cli.options import Count, ParamType, explain
 from saqkit.cli.output import emit, number, table
 from saqkit.errors import SaqkitError, UsageError
 
@@ -116,7 +116,7 @@ def _told(work: Callable[[], Any]) -> Any:
     raise click.exceptions.Exit(CANNOT_TELL)
 
 
-class Pair(click.ParamType):  # type: ignore[type-arg]  # see options.Count
+class Pair(ParamType):
     """Two numbers, from which on it is a warning, and from which on unhealthy; `none` for never."""
 
     name = "W,U"
