@@ -56,7 +56,9 @@ def limit(queue: str, assignments: Sequence[str], reset: bool, topology: str, re
                 return found
             now = Taking(**{name: getattr(found, name) for name in Taking.model_fields})
             wanted = override(now, pairs, queue).to_dict()
-            return await chosen.configure({path.partition(".")[0]: wanted[path.partition(".")[0]] for path, _ in pairs})
+            changed = {name: wanted[name] for name in (path.partition(".")[0] for path, _ in pairs)}
+            override(where.topology, {f"queues.{queue}.{name}": value for name, value in changed.items()}, queue)
+            return await chosen.configure(changed)
 
     said = run(carry_out())
     plain = said.to_dict()

@@ -357,11 +357,16 @@ class Topology(Part):
                                            hint="let it lead to a job type of its own")  # fmt: skip
 
     def _refuse_limits_on_users_of_nobody(self) -> None:
+        edges = [(job, key, target) for job in self.job_types.values() for key, target in job.edges()]
+        back = {target for job, key, target in edges if job.fan_out and key != "fan_out.to"}
+        back -= {target for job, key, target in edges if not job.fan_out or key == "fan_out.to"}
+        back -= {started for entry in self.entry for started in self.starts(entry)}
         for name, queue in self.queues.items():
             jobs = [job for job in self.job_types.values() if job.queue == name]
+            without = [one for key, one in self.job_types.items() if one.queue == name and (one.fan_out or key in back)]
             for field in ("rate_limit", "tenant_rate_limit"):
                 limit: RateLimit | None = getattr(queue, field)
-                if limit is not None and limit.unit == "users" and all(job.fan_out for job in jobs):
+                if limit is not None and limit.unit == "users" and len(without) == len(jobs):
                     raise DescriptionError("limits users, but no job of this queue has any", value="users",
                                            key=f"queues.{name}.{field}.unit", hint='say unit = "jobs"')  # fmt: skip
             for n, running in enumerate(queue.running_limits):

@@ -90,6 +90,8 @@ WRONG = {
     "concurrency and reset": (("concurrency", NAME, "3", "--reset"), "give either N or --reset"),
     "limit of nothing": (("limit", NAME, "rate_limt=none"), 'did you mean "rate_limit"?'),
     "limit 0": (("limit", NAME, "rate_limit.limit=0"), "notifications: rate_limit.limit"),
+    "limit of a negative period": (("limit", NAME, "rate_limit.period_s=-1"), "notifications: rate_limit.period_s"),
+    "weight 0": (("limit", NAME, "weights={critical=8, high=4, normal=2, low=0}"), "weights.low: should be greater"),
     "limit and reset": (("limit", NAME, "rate_limit=none", "--reset"), "give either KEY=VALUE or --reset"),
     "limit of no queue": (("limit", "nowhere"), 'has no queue "nowhere"'),
     "prioritise to no level": (("prioritise", "urgent", "a"), 'there is no priority "urgent"'),
@@ -113,6 +115,28 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_done(case: str, do: D
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert reason in done.stderr
     assert [job["key"] for job in answer("jobs")] == ["a", "b", "later"]
+
+
+def test_a_limit_on_users_where_no_job_has_any_is_refused(do: Do[Any], tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text("""name = "t"
+entry = [{ job_type = "announce" }]
+[queues.notifications]
+[queues.mail]
+[job_types.announce]
+queue = "notifications"
+fan_out = { to = "notify", on_complete = "tidy" }
+[job_types.notify]
+queue = "mail"
+[job_types.tidy]
+queue = "notifications"
+""")
+    for name in ("rate_limit", "tenant_rate_limit"):
+        done = saqkit("limit", NAME, f'{name}={{limit = 5, unit = "users"}}', "--topology", str(path))
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert f"queues.notifications.{name}.unit: limits users, but no job of this queue has any" in done.stderr
+    assert answer("limit", NAME, "--topology", str(path))["configured"] == []
+    assert answer("limit", "mail", 'rate_limit={limit = 5, unit = "users"}', "--topology", str(path))["configured"]
 
 
 def test_pause_and_resume(do: Do[Any]) -> None:
