@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from a_worker_of_chaos import insist
 from accounting import Promise
@@ -62,6 +63,9 @@ class Operator:
                 if await action() is not False:
                     self.did[action.__name__.strip("_")] += 1
             await asyncio.sleep(self._random.uniform(0.0, 0.03))
+        # Else how long the rest takes would be decided by limits, and whoever waits for nothing would not be noticed.
+        await self._change({"rate_limit": None, "tenant_rate_limit": None})
+        await insist(self.queue.set_slots, None)
 
     async def clear_up(self) -> None:
         """Cancel what would run for ever."""
@@ -80,7 +84,9 @@ class Operator:
         await insist(self.queue.resume)
 
     async def _configure(self) -> None:
-        change = self._random.choice(CHANGES)
+        await self._change(self._random.choice(CHANGES))
+
+    async def _change(self, change: dict[str, Any] | None) -> None:
         self.reigns[-1].until = await self.now()
         settings = await insist(lambda: self.queue.configure(change))
         self.reigns.append(Reign(settings, await self.now()))
