@@ -32,5 +32,6 @@ end
 if not f[1] then return 0 end
 if f[1] == '0' then return 2 end
 redis.call('HSET', batch, 'open', '0')
+following()
 settle(batch, id, at)
 return posted and 3 or 1

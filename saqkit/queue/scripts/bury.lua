@@ -15,6 +15,7 @@ for i = first, #ARGV, 5 do
     if err ~= '' then redis.call('HSET', J .. key, 'err', err) end
     die(key, at, cap)
     posted = false
+    following()
     ends_in_batch(member, 'dead', at)
     if posted then held = 3 end
   end

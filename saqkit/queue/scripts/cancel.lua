@@ -27,6 +27,7 @@ for i = 1, #ARGV, 6 do
     keep_for(key, ttl)
     count('aborted')
     tell(key, 'aborted')
+    following()
     ends_in_batch(f[7], 'cancelled', at)
   elseif f[1] == CANCELLED and token ~= '' and token == f[3] then
     was = tonumber(f[1])

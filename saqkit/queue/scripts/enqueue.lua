@@ -23,6 +23,7 @@ local batch, named = string.match(call, '^batch (%S+) (%S+)$')
 if batch then
   if redis.call('HGET', Q .. 'batch:' .. batch, 'open') ~= '1' then return {} end
   call = named
+  following()
 end
 local alike = ARGV[4] == ''
 local first, step = alike and 9 or 4, alike and 2 or 6

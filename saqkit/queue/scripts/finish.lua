@@ -25,11 +25,12 @@ while i <= #ARGV do
     tell(key, 'complete')
     if #ended == 1000 then leave(ended, 'complete') ended = {} end
     posted = false
+    if followers > 0 or member then following() end
     for n = 1, followers do
       local first = i + 6 * n - 1
       start(at, token .. '.' .. n, unpack(ARGV, first, first + 5))
     end
-    ends_in_batch(member, 'done', at)
+    if member then ends_in_batch(member, 'done', at) end
     if posted then held = 3 end
   end
   said[#said + 1] = held

@@ -17,6 +17,7 @@ for _, key in ipairs(expired) do
     if crashes >= poison then
       redis.call('HSET', J .. key, 'tok', '', 'err', 'poison: its worker died ' .. crashes .. ' times')
       die(key, at, tonumber(ARGV[3] or '0'))
+      following()
       ends_in_batch(f[5], 'dead', at)
     else
       redis.call('HSET', J .. key, 'tok', '', 'at_r', text(at))

@@ -9,6 +9,7 @@ for i = 1, #ARGV, 4 do
     redis.call('HDEL', J .. key, 'att', 'crash', 'err', 'tok')
     redis.call('HSET', J .. key, 'at_r', text(at))
     if body ~= '' then redis.call('HSET', J .. key, 'body', body, 'users', ARGV[i + 3]) end
+    following()
     returns_to_batch(member, key)
     line_up(key, prio)
     count('dead_replayed')

@@ -53,6 +53,7 @@ if free < 0 then return {at_text, '-1', '-1'} end
 
 read_rules(ARGV[11] or '', configured)
 if named == '' and (rules or arrangement) then
+  choosing()
   arrange()
   if arrangement then reopen(at_text) end
 end
