@@ -212,6 +212,11 @@ TWO_QUEUES = {
     "providers.email.latency.mean_s": 0.05,
     "deployment.groups": [{"queues": ["mail"]}, {"queues": ["other"]}],
 }
+TWICE_REACHED = {
+    "job_types.audit.per_user": {"database": "ledger", "provider": "slow"},
+    "job_types.notify.follow_up": [{"to": "audit"}],
+    "providers.slow.latency.mean_s": 0.01,
+}
 POISSON = {"workload.arrivals": {"kind": "poisson", "rate_per_s": 30.0, "duration_s": 0.3}, **SINGLES}
 DAILY = {"workload.arrivals": {"kind": "profile", "users_per_day": 48, "hourly": [1] * 24}, **SINGLES}
 TRACE = {"workload.arrivals": {"kind": "recorded", "at_s": [0.0, 0.1], "users": [2, 2]}, **SINGLES}
@@ -341,6 +346,7 @@ ROWS: dict[str, Row] = {
                          measured={"email": {"latency": {"kind": "constant", "mean_s": 0.05}, "temporary_share": 0.0,
                                              "permanent_share": 0.0, "samples": 100}},
                          real="tests/test_provider_gates.py::test_emails_over_smtp_keep_the_rate"),
+    "Provider.channel": Row({"providers.slow.channel": "sms"}, total("users_done"), "more", TWICE_REACHED),
     "Provider.latency": Row({"providers.email.latency": SLOW}, total("provider_s"), "more"),
     "Provider.temporary_share": Row({"providers.email.temporary_share": 0.5}, outcomes("retry"), "more"),
     "Provider.permanent_share": Row({"providers.email.permanent_share": 0.5}, total("users_failed"), "more"),
@@ -429,7 +435,6 @@ REAL_ONLY: dict[str, str] = {
     "Queue.done_retention_s": "tests/test_every_field_for_real.py::test_how_long_a_finished_job_can_be_looked_up",
     "Queue.dead_retention_s": "tests/queue/test_dead_letters.py::test_old_ones_are_forgotten_and_chosen_ones_purged",
     "Queue.dead_cap": "tests/queue/test_dead_letters.py::test_beyond_the_cap_the_oldest_go_and_are_counted",
-    "Provider.channel": "tests/test_handlers.py::test_a_message_is_named_after_its_channel",
     "Provider.url": FAULTS + "test_a_worker_that_cannot_start_ends_the_run_with_its_reason",
     "Provider.sender": MAIL + "test_a_message_id_depends_on_event_user_and_channel_only",
     "Deployment.broker": "tests/test_every_field_for_real.py::test_a_measured_run_of_groups_on_a_given_broker",

@@ -85,7 +85,8 @@ def _every_user_is_served_or_fails_once(frame: pd.DataFrame, model: Model) -> No
     left = frame["users"] - frame["users_done"] - frame["users_failed"]
     first, last = ~frame["job"].duplicated(), ~frame["job"].duplicated(keep="last")
     assert (left[last] == 0).all()
-    assert (left.shift()[~first] == frame["users"][~first]).all()
+    again, others = left.shift()[~first] - frame["users"][~first], model.ledger is not None
+    assert (again >= 0).all() if others else (again == 0).all(), "whom another job has served is not served again"
     jobs = frame[first]
     type_of = jobs.set_index("job")["job_type"]
     served = jobs.groupby(["event", "job_type", jobs["parent"].map(type_of).fillna("")])["users"].sum()
@@ -94,9 +95,12 @@ def _every_user_is_served_or_fails_once(frame: pd.DataFrame, model: Model) -> No
         for name in model.topology.starts(arrival.entry):
             fan_out = model.topology.job_types[name].fan_out
             if fan_out is None:
-                assert served[str(arrival.event), name, ""] == arrival.users
+                here = served[str(arrival.event), name, ""]
             elif f"{name}-{arrival.event}" in done:
-                assert served[str(arrival.event), fan_out.to, name] == arrival.users
+                here = served[str(arrival.event), fan_out.to, name]
+            else:
+                continue
+            assert here == arrival.users or (others and here < arrival.users)
 
 
 def _no_slot_serves_two(frame: pd.DataFrame, model: Model) -> None:

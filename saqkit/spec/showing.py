@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from saqkit.spec.base import Part
 from saqkit.spec.choosing import longest_wait
 from saqkit.spec.distributions import AnyDistribution
-from saqkit.spec.topology import Entry, JobType, Priority, Provider, Queue, RateLimit, Topology
+from saqkit.spec.topology import Entry, JobType, Priority, Provider, Queue, RateLimit, RunningLimit, Topology
 
 
 def describe(topology: Topology) -> str:
@@ -87,10 +88,11 @@ def users_per_job(topology: Topology) -> dict[str, int]:
 def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
     """What cannot be exceeded whatever the hardware: dicts of `at` (key), `users_per_s` (None if none), and `text`.
 
-    A rate limit of jobs times the largest batch, of a queue and of a tenant; how many jobs of other levels pass the
-    first of a level that has weights; a provider's rate; and per worker process, a provider's connections and a job
-    type's slots over the mean provider time of one user, and one event loop over the nominal CPU time of one
-    user (a faster or slower host scales the latter).
+    A rate limit of jobs times the largest batch, of a queue and of a tenant; the jobs of one tenant, type, ... that may
+    run at once, times the users that each serves at once, over the mean provider time of one user; how many jobs of
+    other levels pass the first of a level that has weights; a provider's rate; and per worker process, a provider's
+    connections and a job type's slots over the mean provider time of one user, and one event loop over the nominal CPU
+    time of one user (a faster or slower host scales the latter).
     """
     most = users_per_job(topology)
     for name, queue in topology.queues.items():
@@ -102,6 +104,8 @@ def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
                 if limit.unit == "jobs":
                     rate, text = rate * largest, f"{rate:,.4g} jobs/s × {largest:,} users a job = "
                 yield _bound(f"queues.{name}.{field}", rate, f"queue {name}: {text}at most {rate:,.4g} users/s{whose}")
+        for n, running in enumerate(queue.running_limits):
+            yield from _running_bounds(topology, name, f"queues.{name}.running_limits.{n}", running, most)
         for level in Priority if queue.weights else ():
             passed = longest_wait(queue.weights or {}, level)
             text = f"queue {name}: of other levels at most {passed:,} jobs are taken"
@@ -133,6 +137,27 @@ def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
             )
             text += f" = at most {rate:,.4g} users/s per worker process"
             yield _bound(f"job_types.{name}.per_user.cpu_us", rate, text)
+
+
+def _running_bounds(
+    topology: Topology, queue: str, at: str, running: RunningLimit, most: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Of each value of a key; of a tenant by the quickest of its job types, none where one of them waits for nobody."""
+    rates: dict[str, tuple[float, str]] = {}
+    for name, job in topology.job_types.items():
+        provider = job.per_user.provider
+        if job.queue != queue or not most[name] or (running.key == "provider" and provider is None):
+            continue
+        mean_s = topology.providers[provider].latency.mean_s if provider is not None else 0.0
+        at_once = min(job.send_concurrency, most[name])
+        of = {"job_type": f"job type {name}", "provider": f"provider {provider}"}
+        text = f"{running.limit:,} jobs" + (f" × {at_once} at once" if at_once > 1 else "") + f" ÷ {mean_s:.4g} s"
+        found = running.limit * at_once / mean_s if mean_s else inf, text
+        whose = of.get(running.key, f"each {running.key.replace('_', ' ')}")
+        rates[whose] = max(rates.get(whose, found), found)
+    for whose, (rate, text) in rates.items():
+        if rate < inf:
+            yield _bound(at, rate, f"queue {queue}: {text} = at most {rate:,.4g} users/s of {whose}")
 
 
 def _bound(at: str, users_per_s: float | None, text: str) -> dict[str, Any]:

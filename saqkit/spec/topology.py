@@ -248,7 +248,7 @@ class Provider(Part):
 
     kind: Literal["simulated", "smtp"] = "simulated"
     channel: Literal["email", "sms"] = Field(
-        default="email", json_schema_extra=acts_in_real("a channel's name has no duration")
+        default="email", description="of an event the ledger lets each user be reached once by each channel"
     )
     latency: Distribution = Lognormal(mean_s=0.075, cv=0.5)
     temporary_share: Share = 0.0

@@ -9,7 +9,8 @@ from itertools import cycle, islice
 import numpy as np
 import pandas as pd
 
-from saqkit.spec.workload import Burst, Poisson, Profile, Recorded, Workload
+from saqkit.spec.workload import Burst, Recorded, Workload
+from sim.capacity.limits import offered_users_per_s
 from sim.prediction import predict
 from sim.running.combination import Combination
 from sim.running.scenario import Scenario
@@ -78,14 +79,6 @@ def saturated(scenario: Scenario) -> Saturated:
         queue=scenario.queue,
     )
     return Saturated(forecast.combinations[0])
-
-
-def offered_users_per_s(workload: Workload) -> float | None:
-    """Users who arrive a second in a steady stream, on average; None for bursts and recorded arrivals."""
-    arrivals = workload.arrivals
-    if isinstance(arrivals, Poisson):
-        return arrivals.rate_per_s * arrivals.users_per_event
-    return arrivals.users_per_day / 86_400 if isinstance(arrivals, Profile) else None
 
 
 def load(scenario: Scenario) -> float:

@@ -11,8 +11,8 @@ from saqkit.spec import trace
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import Burst, Workload
-from sim.capacity.limits import best_rate, best_time, reachable
-from sim.capacity.saturation import load, offered_users_per_s
+from sim.capacity.limits import best_rate, best_time, offered_users_per_s, reachable
+from sim.capacity.saturation import load
 from sim.fit.profile import Profile
 from sim.running.scenario import Scenario, deploy
 from sim.targets import Target

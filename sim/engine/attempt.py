@@ -72,6 +72,8 @@ class Attempt:
         self.worker.loop.withdraw()
         if self.error:
             self.action = failed(self.job.attempt, self.job.type.retry.max_attempts)
+        if self.model.ledger is not None:
+            self.model.ledger.ended(self)
         self.worker.finish(self)
 
     # A fan-out: page by page of whole batches, each page enqueued in one round trip, then its cursor is stored.
@@ -151,7 +153,18 @@ class Attempt:
             self._serve()
             return
         took_s = self.costs.open_s + self.costs.open_user_s * len(self.users)
-        self._database(partial(self._write, OPENING), took_s, self._serve)
+        self._database(self._write_rows, took_s, self._serve)
+
+    def _write_rows(self, took_s: float, then: Call) -> None:
+        """The rows of the batch; whom another job of the event has served meanwhile is not served again."""
+        ledger = self.model.ledger
+
+        def written() -> None:
+            if ledger is not None and not self.over:
+                self.users = ledger.pending(self)
+            then()
+
+        self._write(OPENING, took_s, then if ledger is None else written)
 
     def _serve(self) -> None:
         job, per_user, model = self.job, self.job.type.per_user, self.model

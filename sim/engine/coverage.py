@@ -6,6 +6,7 @@ from saqkit.spec.deployment import Deployment
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import ClosedLoop, Workload
 from sim.engine.choosing_line import KEYS, choosing_field
+from sim.engine.ledger import shared_channels, ways
 
 
 def beyond_the_model(topology: Topology) -> str:
@@ -33,6 +34,11 @@ def beyond_fast(topology: Topology, deployment: Deployment, workload: Workload, 
     for name, job in topology.job_types.items():
         if job.fan_out and job.fan_out.calls_back:
             return f"the batch of {name} calls back"
+    for channel, names in shared_channels(topology).items():
+        return f"jobs of {' and '.join(names)} share the ledger's rows of channel {channel}"
+    for name, count in ways(topology).items():
+        if count > 1:
+            return f"{count} ways lead to jobs of {name}"
     if isinstance(workload.arrivals, ClosedLoop):
         return "the clients of a closed loop send when they are served"
     return ""

@@ -26,6 +26,7 @@ from sim.engine.clients import Clients
 from sim.engine.costs import Costs
 from sim.engine.draws import Draws
 from sim.engine.jobs import Job
+from sim.engine.ledger import SharedLedger, shared_channels, ways
 from sim.engine.outcome import Outcome, Record
 from sim.engine.parts import Broker, Call, Database, Host
 from sim.engine.providers import build_turns
@@ -80,6 +81,8 @@ class Model:
         self.outages: dict[str, list[tuple[float, float]]] = {}
         self.turns = build_turns(self)
         self.record = Record()
+        self.ledger = SharedLedger(topology) if shared_channels(topology) else None
+        self._ways = ways(topology)
         self.batches = Batches(self)
         self.open_jobs, self.arriving = 0, True
         self.drained = self.env.event()
@@ -159,9 +162,11 @@ class Model:
         parent: str,
     ) -> Job:
         job_type = self.topology.job_types[name]
-        place = "" if job_type.fan_out or not len(users) else f"-{users[0]}"
+        place = f"{event}" if job_type.fan_out or not len(users) else f"{event}-{users[0]}"
+        if parent and self._ways[name] > 1:
+            place = parent  # two ways lead to jobs of the same users: as in the real application they are two jobs
         level = int(job_type.priority if priority is None else priority)
-        return Job(f"{name}-{event}{place}", name, job_type, event, event_at, users, level, tenant, parent)
+        return Job(f"{name}-{place}", name, job_type, event, event_at, users, level, tenant, parent)
 
     def _put(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from saqkit.spec.draws import Stream, uniform
@@ -46,11 +47,16 @@ class Worker:
         self.renews_from = float("inf")
         self.held = held = dict[Job, Attempt]()
         self.writer.before = lambda: _mark(held, "committing", lambda attempt: len(attempt.sent))
-        self.writer.after = lambda: _mark(held, "durable", lambda attempt: attempt.committing)
+        self.writer.after = partial(self._durable, held)
         self.events: set[int] = set()
         self.feeds = {queue: Feed(self, queue) for queue in self.queues}
         for queue in self.queues:
             self.take(queue)
+
+    def _durable(self, held: dict[Job, Attempt]) -> None:
+        _mark(held, "durable", lambda attempt: attempt.committing)
+        if self.model.ledger is not None:
+            self.model.ledger.committed(held.values())
 
     def take(self, queue: str) -> None:
         """Ask for jobs of `queue`, if a slot is free."""

@@ -14,6 +14,7 @@ from saqkit.spec.steady import Window
 from saqkit.spec.workload import ClosedLoop
 from sim.analysis.stability import Backlog
 from sim.analysis.statistics import intervals
+from sim.capacity.limits import best_rate, offered_users_per_s
 from sim.engine.costs import PARTS
 from sim.engine.outcome import Outcome
 from sim.running.scenario import Scenario
@@ -95,10 +96,15 @@ class Combination:
             shares = {part: self.utilisation[part] for part in TIES if part != "provider"}
             part = max(shares, key=lambda name: shares[name])
             return f"stable: {why}; the {_named(part)} {shares[part]:.0%} busy"
-        cut = "" if self.stream.played else "; the stream was not played to its end"
+        part, busy, cut = _named(self.bottlenecks[0]), backlog.load, ""
+        hard, offered = best_rate(self.scenario), offered_users_per_s(self.scenario.workload) or 0.0
+        if self.bottlenecks[0] == "rate_limit" and hard.users_per_s <= offered:
+            part, busy = f"{hard.why} (at best {hard.users_per_s:.3g} users/s) is", offered / hard.users_per_s
+        if not self.stream.played:
+            cut = "; the stream was not played to its end"
         return (
             f"unstable: the backlog of {backlog.queue} grows by {backlog.jobs_per_s:.3g} jobs a second: "
-            f"the {_named(self.bottlenecks[0])} at {backlog.load:.0%}{cut}"
+            f"the {part} at {busy:.0%}{cut}"
         )
 
     @cached_property

@@ -46,7 +46,12 @@ def one(topology: Topology, workload: Workload, **settings: Any) -> Combination:
     [
         (SLOTS, 30.0, 5, "the slots are at 1"),
         (LOOP, 50.0, 50, "the loop is at 1"),
-        (override(SLOTS, {"queues.notifications.rate_limit": {"limit": 20}}), 15.0, 20, "the rate limit is at 1"),
+        (
+            override(SLOTS, {"queues.notifications.rate_limit": {"limit": 20}}),
+            15.0,
+            20,
+            "the rate limit (at best 100 users/s) is at 1",
+        ),
     ],
 )
 def test_the_verdict_names_the_part_and_the_growth(
