@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class Combination:
             cut = "; the stream was not played to its end"
         return (
             f"unstable: the backlog of {backlog.queue} grows by {backlog.jobs_per_s:.3g} jobs a second: "
-            f"the {part} at {busy:.0%}{cut}"
+            f"the {part} at {f'{busy:.0%}' if busy < inf else 'far more than 100%'}{cut}"
         )
 
     @cached_property

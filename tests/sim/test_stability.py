@@ -11,7 +11,7 @@ from simulated_run import free_profile, lab
 
 import sim
 from saqkit.spec.overriding import override
-from saqkit.spec.topology import Topology
+from saqkit.spec.topology import Topology, load
 from saqkit.spec.workload import Poisson, Profile, ProviderOutage, Workload
 from sim.analysis.stability import Backlog, backlogs, worst
 from sim.running.combination import Combination
@@ -101,6 +101,14 @@ def test_a_week_of_too_much_is_not_played_to_its_end() -> None:
     assert said["bottleneck"] == "slots"
     assert "unstable" in repr(forecast)
     assert forecast._repr_html_()
+
+
+def test_where_nothing_is_begun_any_more_the_load_is_no_number() -> None:
+    cell = one(load("school-events"), stream(100, 86_400, 1000), concurrency=5)
+    assert cell.stream is not None
+    assert cell.stream.backlog is not None
+    assert cell.stream.backlog.load == float("inf")
+    assert "the slots are at far more than 100%" in cell.verdict
 
 
 def test_repeated_attempts_count_as_load() -> None:
