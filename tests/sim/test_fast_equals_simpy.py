@@ -235,7 +235,7 @@ def _sound() -> None:
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_whatever_is_described_both_engines_return_the_same_attempts(data: st.DataObject) -> None:
-    topology = data.draw(topologies())
+    topology = data.draw(topologies().filter(lambda found: not beyond_fast(found, Deployment(), Workload.burst(1))))
     assert_equal(
         topology,
         data.draw(deployments(topology)),
