@@ -256,6 +256,7 @@ def shop() -> Topology:
     """Single jobs in four levels under a limit, with a follow-up in another queue and retries with full jitter."""
     retry = {"max_attempts": 4, "delay_s": 0.4, "jitter": "full"}
     mail = {"database": "ledger", "provider": "mail", "cpu_us": 300}
+    sends = {"latency": {"kind": "exponential", "mean_s": 0.02}, "temporary_share": 0.2}
     low, high = {"queue": "web", "priority": "low", "retry": retry}, {"queue": "web", "priority": "high"}
     return Topology.parse(
         {
@@ -268,9 +269,9 @@ def shop() -> Topology:
             "job_types": {
                 "order": {**high, "per_user": mail, "follow_up": [{"to": "receipt"}, {"to": "news"}], "retry": retry},
                 "receipt": {"queue": "print", "cpu_us": 2000},
-                "news": {**low, "per_user": {**mail, "cpu_us": 0}, "send_concurrency": 3},
+                "news": {**low, "per_user": {**mail, "provider": "text", "cpu_us": 0}, "send_concurrency": 3},
             },
-            "providers": {"mail": {"latency": {"kind": "exponential", "mean_s": 0.02}, "temporary_share": 0.2}},
+            "providers": {"mail": sends, "text": {**sends, "channel": "sms"}},
         }
     )
 
