@@ -249,6 +249,7 @@ class _Measurement:
                 cores=self.cores,
                 # Else a relay would join in while the producer is still enqueuing a job for each of many users.
                 relay=any(isinstance(fault, BrokerRestart) for fault in self.workload.faults),
+                fires=False,  # what arrives is the workload's
                 environ={"SAQKIT_SMTP_URL": "", "SAQKIT_SMTP_SENDER": ""},  # made-up users get no real email
                 loop=self.loop,
             )

@@ -109,7 +109,7 @@ class Producer:
     def _row(arrival: Arrival, created_at: float) -> EventRow:
         entry = arrival.entry
         return EventRow(arrival.event, None, topic_of(entry), f"Event {arrival.event}", "",
-                        Audience(first_n=arrival.users), entry.tenant, created_at)  # fmt: skip
+                        Audience.first(arrival.users), entry.tenant, created_at)  # fmt: skip
 
     async def _start(self, group: list[tuple[Arrival, EventRow]]) -> None:
         """Enqueue what these events start."""
@@ -133,7 +133,7 @@ class Producer:
                 if spec.queue != queue:
                     continue
                 level = int(arrival.entry.priority or spec.priority)
-                if spec.fan_out is not None:
+                if spec.fan_out is not None or not arrival.users:
                     yield new_job(self._topology, name, f"{name}:{row.id}", row, priority=level)
                 else:
                     for user in range(1, arrival.users + 1):

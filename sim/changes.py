@@ -11,7 +11,7 @@ from saqkit.spec.base import did_you_mean
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.overriding import override
 from saqkit.spec.topology import Topology
-from saqkit.spec.workload import Burst, ClosedLoop, KillWorker, Poisson, Profile, ProviderOutage, Workload
+from saqkit.spec.workload import Burst, ClosedLoop, KillWorker, Poisson, Profile, ProviderOutage, Scheduled, Workload
 from sim.running.scenario import QueueKind, Scenario
 
 Change = Mapping[str, Any] | Callable[[Scenario], Scenario] | Topology | Deployment | Workload
@@ -112,9 +112,23 @@ def double_the_users(base: Scenario, base_s: float) -> Scenario:
         change = {"users_per_day": 2 * arrivals.users_per_day}
     elif isinstance(arrivals, ClosedLoop):
         change = {"clients": 2 * arrivals.clients}
+    elif isinstance(arrivals, Scheduled):
+        return _twice_as_many_scheduled(base, arrivals, base_s)
     else:
         change = {"users": [2 * users for users in arrivals.users or (1,) * len(arrivals.at_s)]}
     return replace(base, workload=override(base.workload, {f"arrivals.{name}": v for name, v in change.items()}))
+
+
+def _twice_as_many_scheduled(base: Scenario, arrivals: Scheduled, base_s: float) -> Scenario:
+    """Twice the users of every schedule, and of what comes besides."""
+    doubled = {f"schedules.{n}.users": 2 * one.users for n, one in enumerate(base.topology.schedules) if one.users}
+    others = arrivals.others
+    if others:
+        besides = replace(base, workload=Workload(arrivals=others))
+        others = double_the_users(besides, base_s).workload.arrivals  # type: ignore[assignment]  # of the same kind
+    what = arrivals.model_copy(update={"others": others})
+    workload = base.workload.model_copy(update={"arrivals": what})
+    return replace(base, topology=override(base.topology, doubled), workload=workload)
 
 
 def outage(base: Scenario, base_s: float) -> Scenario:

@@ -224,6 +224,13 @@ ENTRIES = {
     "workload.arrivals": {"kind": "recorded", "at_s": [n / 50 for n in range(12)]},
     "entry": [{"job_type": "welcome", "share": 0.1}, {"job_type": "audit", "share": 0.9}],
 }
+HELLO = {"name": "hello", "job_type": "welcome", "users": 2, "cron": "* * * * * *"}
+FIRED = {  # each second of the seventh hour's first minute, and each second
+    "schedules": [{"name": "nightly", "topic": "made", "users": 5, "cron": "0 7 * * * *"}, HELLO],
+    "workload.arrivals": {
+        "kind": "scheduled", "start": "2026-03-29T07:00:00", "duration_s": 0.9, "others": {"kind": "burst", "users": 1}
+    },
+}  # fmt: skip
 
 
 def latency(**table: Any) -> dict[str, Any]:
@@ -242,6 +249,8 @@ def fault(**changed: Any) -> dict[str, Any]:
 
 
 MEASURE, FAULTS, MAIL = "tests/test_measure.py::", "tests/test_measure_faults.py::", "tests/test_mail.py::"
+FIRING = "tests/worker/test_topology_schedules.py::"
+MISSED = FIRING + "test_what_fired_while_nothing_ran_is_dealt_with_as_the_schedule_says"
 LEASES = "tests/queue/test_leases.py::"
 HOSTS = MEASURE + "test_a_wrong_description_is_refused_before_anything_starts"  # `measure` has one host
 KILL = FAULTS + "test_what_a_killed_worker_held_is_recovered_and_nobody_is_counted_twice"
@@ -270,6 +279,17 @@ ROWS: dict[str, Row] = {
     "Entry.share": Row({"entry.0.share": 0.9, "entry.1.share": 0.1}, of_type("welcome"), "more", ENTRIES),
     "Entry.priority": Row({"entry.0.priority": "critical"}, mean("priority"), "less"),
     "Entry.tenant": Row({"entry.0.tenant": "north"}, rows_where("tenant", "north"), "more"),
+    # schedules
+    "Topology.schedules": Row({"schedules": [HELLO]}, attempts, "less", FIRED),
+    "ScheduledEntry.topic": Row({"schedules.0.topic": "greeted"}, of_type("welcome"), "more", FIRED),
+    "ScheduledEntry.job_type": Row({"schedules.1.job_type": "audit"}, of_type("audit"), "more", FIRED),
+    "ScheduledEntry.cron": Row({"schedules.0.cron": "0 8 * * *"}, distinct("event"), "less", FIRED),
+    "ScheduledEntry.zone": Row({"schedules.0.zone": "Europe/Berlin"}, distinct("event"), "less", FIRED),
+    "ScheduledEntry.audience": Row({"schedules.1.audience": "none", "schedules.1.users": "none"}, of_type("welcome"),
+                                   "less", FIRED),
+    "ScheduledEntry.users": Row({"schedules.0.users": 9}, total("users_done"), "more", FIRED),
+    "ScheduledEntry.priority": Row({"schedules.0.priority": "critical"}, mean("priority"), "less", FIRED),
+    "ScheduledEntry.tenant": Row({"schedules.0.tenant": "north"}, rows_where("tenant", "north"), "more", FIRED),
     # queues
     "Queue.concurrency": Row({"queues.mail.concurrency": 1}, at_once, "less", {"providers.email.latency.mean_s": 0.05}),
     "Queue.rate_limit": Row(LIMITED, makespan, "more"),
@@ -420,6 +440,10 @@ ROWS: dict[str, Row] = {
     "ClosedLoop.think": Row({"workload.arrivals.think": {"kind": "constant", "mean_s": 0.9}}, attempts, "less", LOOP),
     "ClosedLoop.duration_s": Row({"workload.arrivals.duration_s": 2.0}, attempts, "more", LOOP),
     "ClosedLoop.users_per_event": Row({"workload.arrivals.users_per_event": 5}, total("users_done"), "more", LOOP),
+    "Scheduled.start": Row({"workload.arrivals.start": "2026-03-29T08:00:00"}, distinct("event"), "less", FIRED),
+    "Scheduled.zone": Row({"workload.arrivals.zone": "Europe/Berlin"}, distinct("event"), "less", FIRED),
+    "Scheduled.duration_s": Row({"workload.arrivals.duration_s": 1.4}, distinct("event"), "more", FIRED),
+    "Scheduled.others": Row({"workload.arrivals.others.users": 30}, total("users_done"), "more", FIRED),
     "KillWorker.at_s": Row(fault(at_s=0.8), when("lost"), "more", KILLED, real=KILL),
     "KillWorker.worker": Row(fault(worker=1), lambda rows: rows_where("worker", "w1")(rows[rows["outcome"] == "lost"]),
                              "more", KILLED, real=KILL),
@@ -432,6 +456,12 @@ ROWS: dict[str, Row] = {
 """Of every field that acts in both engines."""
 
 REAL_ONLY: dict[str, str] = {
+    "ScheduledEntry.name": FIRING + "test_a_firing_is_an_event_as_described_and_named_after_its_schedule",
+    "ScheduledEntry.title": FIRING + "test_a_firing_is_an_event_as_described_and_named_after_its_schedule",
+    "ScheduledEntry.body": FIRING + "test_a_firing_is_an_event_as_described_and_named_after_its_schedule",
+    "ScheduledEntry.missed": MISSED,
+    "ScheduledEntry.late_s": MISSED,
+    "ScheduledEntry.most_missed": MISSED,
     "Queue.done_retention_s": "tests/test_every_field_for_real.py::test_how_long_a_finished_job_can_be_looked_up",
     "Queue.dead_retention_s": "tests/queue/test_dead_letters.py::test_old_ones_are_forgotten_and_chosen_ones_purged",
     "Queue.dead_cap": "tests/queue/test_dead_letters.py::test_beyond_the_cap_the_oldest_go_and_are_counted",

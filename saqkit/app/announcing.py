@@ -120,7 +120,7 @@ class Announcer:
                     logger.warning("event %d: the broker has lost %d of its jobs, enqueued again", event.id, len(jobs))
             await queue.enqueue_many(jobs)
 
-        if spec.fan_out is not None:
+        if spec.fan_out is not None or event.audience.nobody:
             await enqueue([new_job(self.topology, job_type, f"{job_type}:{event.id}", event, priority=int(priority))])
             return
         after = 0

@@ -22,6 +22,7 @@ from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Provider, Simulated
 from saqkit.app.mail.gate import build_gates
+from saqkit.app.scheduling import EventTimetable
 from saqkit.app.serving import Serving, channel_of
 from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
@@ -55,6 +56,7 @@ class Application:
         self.gates = build_gates(topology, queues)
         self.announcer = Announcer(topology, store, queues)
         self.relay = Relay(self.announcer)
+        self.timetable = EventTimetable(self.announcer)
         self.ledger = Ledger(store)
         self._sample_every, self._steps_file = sample_every, steps_file
         self._steps: TextIO | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Select, TextClause, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, TextClause, false, func, select, text
 
 from saqkit.app.audience import Audience
 from saqkit.app.database import Database
@@ -228,7 +228,7 @@ class Store:
         if tenant and audience.first_n is None:
             if audience.tenant not in ("", tenant):
                 raise UsageError(f'an event of tenant "{tenant}" cannot reach people of tenant "{audience.tenant}"')
-            audience = Audience(audience.roles, tenant)
+            audience = replace(audience, tenant=tenant)
         values = {
             "key": key,
             "topic": topic,
@@ -504,6 +504,8 @@ def _members(audience: Audience) -> list[ColumnElement[bool]]:
         conditions.append(users.c.tenant == audience.tenant)
     if audience.first_n is not None:
         conditions.append(users.c.id <= audience.first_n)
+    if audience.nobody:
+        conditions.append(false())
     return conditions
 
 

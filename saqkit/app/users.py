@@ -10,10 +10,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
-from saqkit.app.audience import ROLES, singular
 from saqkit.app.store import Store, UserRow
 from saqkit.errors import UsageError
 from saqkit.spec.base import did_you_mean
+from saqkit.spec.roles import ROLES, singular
 
 COLUMNS = ("email", "name", "role", "tenant")
 # The bad rows of a report; beyond them they are only counted. Whoever has more has given the wrong file.

@@ -35,7 +35,7 @@ def systems(as_json: bool) -> None:
 @options.assignments
 @options.as_json
 def show(topology: str, assignments: Sequence[str], as_json: bool) -> None:
-    """Draw TOPOLOGY with its retry schedules and bounds."""
+    """Draw TOPOLOGY with its retry schedules, the next firings of its schedules, and its bounds."""
     from saqkit.spec.showing import describe, to_json
 
     found = options.topology_of(topology, assignments)

@@ -185,8 +185,8 @@ def _show(file: str, found: Inferred) -> None:
     click.echo(table(["job type", "queue", "priority", "family", "tries"], types) + "\n")
     numbers = [[one.of, one.what, number(one.value), _between(one.lo, one.hi), one.samples] for one in found.found]
     click.echo(table(["of", "number", "value", "90 % interval", "sample"], numbers) + "\n")
-    arrivals = found.workload.arrivals
-    click.echo(f"arrivals: {arrivals.kind}, {sum(users for _, users in arrivals.times(0)):,} users")
+    users = sum(number for _, number in found.workload.times(topology, 0))
+    click.echo(f"arrivals: {found.workload.arrivals.kind}, {users:,} users")
     for one in found.found:
         if one.why:
             click.echo(f"why: {one.of}: {one.what}: {one.why}")

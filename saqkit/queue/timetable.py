@@ -21,13 +21,13 @@ from zoneinfo import ZoneInfo
 from saqkit.errors import UsageError
 from saqkit.queue import fault_sites
 from saqkit.queue.cancelling import heed_cancellation
-from saqkit.queue.cron_line import CronLine
 from saqkit.queue.job import QueuedJob, compact
 from saqkit.queue.one_task import OneTask
 from saqkit.queue.scripts_of_queue import AWAY, Backoff
 from saqkit.queue.submitting import NewJob
 from saqkit.queue.unique import Unique
 from saqkit.spec.base import did_you_mean
+from saqkit.spec.cron_line import CronLine
 
 if TYPE_CHECKING:
     from saqkit.queue.queue import Queue
@@ -155,14 +155,17 @@ class Timetable(OneTask):
             else:
                 firings, latest = schedule.due(int(mark), now)
                 if latest > int(mark):
-                    jobs = [schedule.job(at) for at in firings]
-                    said = await self._queue.enqueuer.fire(f"fire {int(mark)} {latest} {schedule.mark}", jobs)
-                    for job, accepted in zip(jobs, said, strict=False):  # nothing is said where another was first
-                        if not accepted:
-                            logger.warning("schedule %s: %s is left out, the job before has not ended", schedule.name,
-                                           job.key)  # fmt: skip
+                    await self.fired(schedule, firings, int(mark), latest)
             wait_s = min(wait_s, schedule.line.next(now) - now)
         return wait_s
+
+    async def fired(self, schedule: Schedule, firings: Sequence[int], mark: int, latest: int) -> None:
+        """Enqueue the jobs of some firings, and note the latest, unless somebody else has since `mark`."""
+        jobs = [schedule.job(at) for at in firings]
+        said = await self._queue.enqueuer.fire(f"fire {mark} {latest} {schedule.mark}", jobs)
+        for job, accepted in zip(jobs, said, strict=False):  # nothing is said where another was first
+            if not accepted:
+                logger.warning("schedule %s: %s is left out, the job before has not ended", schedule.name, job.key)
 
     async def _look(self) -> tuple[float, list[bytes | None]]:
         queue = self._queue

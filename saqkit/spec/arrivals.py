@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import takewhile
 from math import floor
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from saqkit.errors import UsageError
 from saqkit.spec.base import Part
 from saqkit.spec.distributions import Distribution
 from saqkit.spec.draws import Stream, uniform, uniforms
@@ -163,5 +166,47 @@ class ClosedLoop(Part):
         return (floor(drained_s / LOOK_EVERY_S + 1e-6) + 1) * LOOK_EVERY_S
 
 
-AnyArrivals = Burst | Poisson | Profile | Recorded | ClosedLoop
+class Scheduled(Part):
+    """What the topology's schedules fire from `start` on, for `duration_s`; and what comes besides (`others`).
+
+    `start` is a time on the clock of `zone`, unless it has an offset of its own.
+    """
+
+    kind: Literal["scheduled"] = "scheduled"
+    start: datetime
+    zone: str = "UTC"
+    duration_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
+    others: Annotated[Burst | Poisson | Profile | Recorded, Field(discriminator="kind")] | None = None
+
+    @field_validator("start")
+    @classmethod
+    def _in_this_age(cls, start: datetime) -> datetime:
+        if not 2000 <= start.year <= 2200:
+            raise ValueError("should be a time between the years 2000 and 2200, as 2026-03-29T00:00:00")
+        return start
+
+    @field_validator("zone")
+    @classmethod
+    def _exists(cls, zone: str) -> str:
+        from saqkit.spec.cron_line import zone_of
+
+        try:
+            zone_of(zone)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return zone
+
+    @property
+    def started_at(self) -> float:
+        """`start` in Unix seconds."""
+        from saqkit.spec.cron_line import zone_of
+
+        return (self.start if self.start.tzinfo else self.start.replace(tzinfo=zone_of(self.zone))).timestamp()
+
+    def within(self, firings: Iterable[int]) -> Iterator[float]:
+        """Of endless `firings` (Unix seconds) that begin no earlier than `start`: those within, in seconds from it."""
+        return takewhile(lambda at_s: at_s < self.duration_s, (at - self.started_at for at in firings))
+
+
+AnyArrivals = Burst | Poisson | Profile | Recorded | ClosedLoop | Scheduled
 Arrivals = Annotated[AnyArrivals, Field(discriminator="kind")]

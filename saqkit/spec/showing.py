@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
+from itertools import islice
 from math import inf
 from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel
 
 from saqkit.spec.base import Part
 from saqkit.spec.choosing import longest_wait
 from saqkit.spec.distributions import AnyDistribution
-from saqkit.spec.topology import Entry, JobType, Priority, Provider, Queue, RateLimit, RunningLimit, Topology
+from saqkit.spec.topology import (
+    Entry,
+    JobType,
+    Priority,
+    Provider,
+    Queue,
+    RateLimit,
+    RunningLimit,
+    ScheduledEntry,
+    Topology,
+)
+
+FIRINGS = 3
+"""So many of a schedule's next firings are shown."""
 
 
-def describe(topology: Topology) -> str:
-    """The topology as plain text: its tree of jobs, queues, providers, bounds, and what acts in real runs only."""
+def describe(topology: Topology, now: float | None = None) -> str:
+    """The topology as plain text: its tree of jobs, queues, providers, bounds, and what acts in real runs only.
+
+    `now`: after when the firings of its schedules are shown, in Unix seconds (default: now).
+    """
     lines = [f"{topology.name}: {topology.title}" if topology.title else topology.name]
     lines += [topology.story] if topology.story else []
     lines += ["", "Jobs"]
     drawn: set[str] = set()
     for entry in topology.entry:
-        lines += _indented(_entry_lines(topology, entry, drawn))
+        lines += _indented(_entry_lines(topology, entry, f"entry: {entry.share * 100:.4g} % of the arrivals", drawn))
+    for schedule in topology.schedules:
+        lines += _indented(_entry_lines(topology, schedule.entry(), f"schedule {schedule.name}", drawn))
     for name in topology.job_types:
         if name not in drawn:
             lines += _indented(["(enqueued by the application only)", *_job_lines(topology, name, "└─ ", drawn)])
@@ -37,6 +59,9 @@ def describe(topology: Topology) -> str:
     if topology.providers:
         lines += ["", "Providers"]
         lines += [f"  {name}: {_provider_text(provider)}" for name, provider in topology.providers.items()]
+    if topology.schedules:
+        lines += ["", "Schedules"]
+        lines += [f"  {_schedule_text(schedule, now)}" for schedule in topology.schedules]
     lines += ["", "Bounds that follow"]
     lines += [f"  {bound['text']}" for bound in bounds(topology)]
     lines += ["", "Acts in real runs only"]
@@ -44,17 +69,38 @@ def describe(topology: Topology) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_json(topology: Topology) -> dict[str, Any]:
-    """The same as plain JSON types: `topology`, `schedules` per job type, `bounds`, and `real_only` (key: reason)."""
+def to_json(topology: Topology, now: float | None = None) -> dict[str, Any]:
+    """The same as plain JSON types: `topology`, `schedules` (of retries) per job type, `firings` (the next ones) per
+    schedule, `bounds`, and `real_only` (key: reason).
+    """
     return {
         "topology": topology.to_dict(),
         "schedules": {
             name: {"delays_s": job.retry.schedule(), "unused_s": job.retry.unused(), "text": job.retry.describe()}
             for name, job in topology.job_types.items()
         },
+        "firings": {one.name: [at.isoformat() for at in upcoming(one, FIRINGS, now)] for one in topology.schedules},
         "bounds": list(bounds(topology)),
         "real_only": dict(real_only(Topology)),
     }
+
+
+def upcoming(schedule: ScheduledEntry, number: int, now: float | None = None) -> list[datetime]:
+    """Its next firings after `now` (Unix seconds; default: now), in its zone."""
+    zone, firings = ZoneInfo(schedule.zone), schedule.firings(time.time() if now is None else now)
+    return [datetime.fromtimestamp(at, zone) for at in islice(firings, number)]
+
+
+def _schedule_text(schedule: ScheduledEntry, now: float | None) -> str:
+    what = "one job without users of each type" if schedule.audience is None else f"for {schedule.audience}"
+    what += f" (in a model: {schedule.users:,} users)" if schedule.users else ""
+    every = f"made up for, the latest {schedule.most_missed:,}"
+    missed = {"skip": "left out", "once": "made up for once", "all": every}
+    following = ", ".join(at.isoformat(" ") for at in upcoming(schedule, FIRINGS, now))
+    return (
+        f"{schedule.name}: {schedule.cron} {schedule.zone}, {what}; missed by more than {schedule.late_s:g} s: "
+        f"{missed[schedule.missed]}; next: {following}"
+    )
 
 
 def _limit_text(limit: RateLimit) -> str:
@@ -181,10 +227,10 @@ def _parts_in(annotation: Any, star: str) -> Iterator[tuple[type[Part], str]]:
         yield from _parts_in(inner, "*." if getattr(annotation, "__origin__", None) in (dict, list, tuple) else star)
 
 
-def _entry_lines(topology: Topology, entry: Entry, drawn: set[str]) -> list[str]:
+def _entry_lines(topology: Topology, entry: Entry, head: str, drawn: set[str]) -> list[str]:
     priority = f", priority {Priority(entry.priority).name.lower()}" if entry.priority is not None else ""
     tenant = f", tenant {entry.tenant}" if entry.tenant else ""
-    lines, pad = [f"entry: {entry.share * 100:.4g} % of the arrivals{priority}{tenant}"], ""
+    lines, pad = [f"{head}{priority}{tenant}"], ""
     if entry.topic is not None:
         lines, pad = [*lines, f"└─ topic {entry.topic}"], "   "
     starts = topology.starts(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from enum import IntEnum
 from graphlib import CycleError, TopologicalSorter
@@ -23,10 +23,12 @@ from pydantic import (
     model_validator,
 )
 
-from saqkit.errors import DescriptionError
+from saqkit.errors import DescriptionError, UsageError
+from saqkit.spec.arrivals import Users
 from saqkit.spec.backoff import Retry
 from saqkit.spec.base import Part, acts_in_real, did_you_mean
 from saqkit.spec.distributions import Distribution, Lognormal
+from saqkit.spec.roles import roles_of
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -292,6 +294,105 @@ class Entry(Part):
         return self
 
 
+_MISSED = acts_in_real("nothing is missed in a run, where somebody always looks")
+
+
+class ScheduledEntry(Part):
+    """Whenever a cron line fires an event comes in, as if somebody had announced it then.
+
+    It starts the job types of a topic, or one job type, for the users of its `audience`. An event for nobody (`none`)
+    starts one job without users of each of them. `cron` and `zone`: see `saqkit.spec.cron_line.CronLine`.
+    """
+
+    name: Name = Field(json_schema_extra=acts_in_real("a name has no duration"))
+    topic: Name | None = None
+    job_type: Name | None = None
+    cron: str
+    zone: str = "UTC"
+    audience: str | None = Field(default="all", description="roles with commas between them, or all; none: nobody")
+    users: Users | None = Field(
+        default=None, description="how many the audience are, for a run or a model; workers look into the database"
+    )
+    priority: Level | None = Field(default=None, description="overrides the job type's own")
+    tenant: str = Field(default="", description="whom the jobs belong to, and the audience too")
+    title: str = Field(
+        default="",
+        description="of the event, the subject of its emails; empty: the name",
+        json_schema_extra=acts_in_real("a title has no duration"),
+    )
+    body: str = Field(
+        default="",
+        description="of the event, the text of its emails; empty: the title",
+        json_schema_extra=acts_in_real("a text has no duration"),
+    )
+    missed: Literal["skip", "once", "all"] = Field(
+        default="once",
+        description="what becomes of firings that nobody dealt with in time: nothing, the latest of them, or each",
+        json_schema_extra=_MISSED,
+    )
+    late_s: PositiveFloat = Field(
+        default=60.0, description="a firing that is later than this is missed", json_schema_extra=_MISSED
+    )
+    most_missed: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=100, description="of `all` the latest so many", json_schema_extra=_MISSED
+    )
+
+    @field_validator("cron")
+    @classmethod
+    def _fires(cls, cron: str) -> str:
+        from saqkit.spec.cron_line import CronLine
+
+        return _usable(cron, CronLine)
+
+    @field_validator("zone")
+    @classmethod
+    def _exists(cls, zone: str) -> str:
+        from saqkit.spec.cron_line import zone_of
+
+        return _usable(zone, zone_of)
+
+    @field_validator("audience")
+    @classmethod
+    def _has_roles(cls, audience: str | None) -> str | None:
+        return audience if audience is None else _usable(audience, roles_of)
+
+    @field_validator("title")
+    @classmethod
+    def _one_line(cls, title: str) -> str:
+        if "\n" in title or "\r" in title:
+            raise ValueError("has a line break; it becomes the subject of an email: one line")
+        return title
+
+    @model_validator(mode="after")
+    def _one_target(self) -> ScheduledEntry:
+        if (self.topic is None) == (self.job_type is None):
+            raise ValueError("a schedule names exactly one of topic and job_type")
+        if self.audience is None and self.users is not None:
+            raise ValueError(f'users = {self.users}, but audience = "none": nobody (leave one of them out)')
+        return self
+
+    def entry(self) -> Entry:
+        """Through what its events come in."""
+        return Entry(topic=self.topic, job_type=self.job_type, priority=self.priority, tenant=self.tenant)
+
+    def firings(self, after: float) -> Iterator[int]:
+        """The times later than `after` at which it fires, without end; all in Unix seconds."""
+        from saqkit.spec.cron_line import CronLine
+
+        line = CronLine(self.cron, self.zone)
+        while True:
+            after = line.next(after)
+            yield int(after)
+
+
+def _usable(text: str, make: Callable[[str], object]) -> str:
+    try:
+        make(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
 class Topology(Part):
     """What exists, validated as a whole: every name that is used is defined, and no edge leads back."""
 
@@ -303,6 +404,7 @@ class Topology(Part):
     job_types: dict[Name, JobType] = Field(min_length=1)
     providers: dict[Name, Provider] = Field(default={})
     topics: dict[Name, Topic] = Field(default={})
+    schedules: tuple[ScheduledEntry, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Topology:
@@ -326,10 +428,27 @@ class Topology(Part):
                 _known(f"entry.{n}.job_type", "job type", str(entry.job_type), self.job_types)
         if abs((total := sum(entry.share for entry in self.entry)) - 1) > 1e-6:
             raise DescriptionError(f"the shares add up to {total:g}, not to 1", key="entry", value=total)
+        self._check_schedules()
         self._refuse_cycles()
         self._refuse_equal_keys()
         self._refuse_limits_on_users_of_nobody()
         return self
+
+    def _check_schedules(self) -> None:
+        names = [schedule.name for schedule in self.schedules]
+        for n, schedule in enumerate(self.schedules):
+            at = f"schedules.{n}"
+            if schedule.name in names[:n]:
+                raise DescriptionError(f'two schedules are called "{schedule.name}"', key=f"{at}.name",
+                                       value=schedule.name, hint="give each a name of its own")  # fmt: skip
+            if schedule.topic is not None:
+                _known(f"{at}.topic", "topic", schedule.topic, self.topics)
+            else:
+                _known(f"{at}.job_type", "job type", str(schedule.job_type), self.job_types)
+            for name in self.starts(schedule.entry()):
+                if schedule.audience is None and self.job_types[name].fan_out:
+                    raise DescriptionError(f'"{name}" fans out to the users of the event, and there is nobody',
+                                           key=f"{at}.audience", value="none", hint="say all, or roles")  # fmt: skip
 
     def _refuse_cycles(self) -> None:
         graph = {name: [target for _, target in job.edges()] for name, job in self.job_types.items()}

@@ -49,12 +49,14 @@ def settings() -> dict[str, Any]:
             asyncio.create_task(application.relay.run(), name="relay"),
             asyncio.create_task(lag.run(), name="lag"),
         ]
+        application.timetable.start()
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         if "application" in ctx:
             for task in ctx["tasks"]:
                 task.cancel()
             await asyncio.wait(ctx["tasks"])
+            await ctx["application"].timetable.stop()
             await ctx["application"].close()
         for other, queue in queues.items():
             if other != name:

@@ -38,8 +38,9 @@ class Configuration:
     `slots`: by queue; only these queues are served. `folder`: where it reports (`NAME.PID.ready`, `NAME.PID.done`,
     `NAME.PID.failed` with its last words, and `NAME.PID.steps` of every `sample_every`-th user); empty: nowhere.
     `cores`: the only cores it may use (Linux). `environ` is laid over the environment's settings of mail. `relay`:
-    whether it may deliver what was announced while the broker was away. `loop`: see `event_loop`. `again`: it takes
-    the place of one that died, so it waits for a broker that is away at its start.
+    whether it may deliver what was announced while the broker was away. `fires`: whether the topology's schedules fire
+    here. `loop`: see `event_loop`. `again`: it takes the place of one that died, so it waits for a broker that is away
+    at its start.
     """
 
     topology: dict[str, Any]
@@ -55,6 +56,7 @@ class Configuration:
     log_level: str = "WARNING"
     cores: tuple[int, ...] = ()
     relay: bool = True
+    fires: bool = True
     environ: dict[str, str] = field(default_factory=dict)
     loop: str = "auto"
     again: bool = False
@@ -119,6 +121,8 @@ async def serve(config: Configuration) -> None:
             await next(iter(served.values())).redis.ping()  # type: ignore[misc]  # typed for both clients
         running = asyncio.create_task(worker.run(), name="worker")
         tasks.append(running)
+        if config.fires:
+            application.timetable.start()
         began, cpu, loop_cpu = time.time(), time.process_time(), time.thread_time()
         logger.info("worker %s serves %s", config.name, ", ".join(f"{n} x {q}" for q, n in config.slots.items()))
         _report(config.report("ready"), {"pid": os.getpid(), "ready_at": began, "loop": worker.metadata["loop"]})
@@ -140,6 +144,7 @@ async def serve(config: Configuration) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await application.timetable.stop()
         await asyncio.gather(*(queue.disconnect() for queue in queues.values()))
         await application.close()
 

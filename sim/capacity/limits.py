@@ -89,7 +89,7 @@ def best_rate(scenario: Scenario) -> Rate:
     tenants are limited, the one whose share of the users is the largest for its limit decides: its backlog grows first.
     """
     topology = scenario.topology
-    each = max((users for _, users in islice(scenario.workload.arrivals.times(scenario.seed), 1000)), default=1)
+    each = max((users for _, users in islice(scenario.workload.times(topology, scenario.seed), 1000)), default=1)
     latency_s = {name: _latency_s(scenario, name) for name in topology.providers}
     jobs = defaultdict[Kind, float](float)  # per arriving user
     users = defaultdict[Kind, float](float)
@@ -169,9 +169,10 @@ def offered_users_per_s(workload: Workload) -> float | None:
 
 
 def reachable(topology: Topology) -> set[str]:
-    """The job types that arriving users become, directly or through edges."""
+    """The job types that arriving users become, or that schedules start, directly or through edges."""
     found: set[str] = set()
-    left = [name for entry in topology.entry for name in topology.starts(entry)]
+    entries = [*topology.entry, *(schedule.entry() for schedule in topology.schedules)]
+    left = [name for entry in entries for name in topology.starts(entry)]
     while left:
         name = left.pop()
         if name not in found:

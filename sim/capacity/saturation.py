@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
@@ -9,7 +10,8 @@ from itertools import cycle, islice
 import numpy as np
 import pandas as pd
 
-from saqkit.spec.workload import Burst, Recorded, Workload
+from saqkit.spec.topology import Topology
+from saqkit.spec.workload import Burst, Recorded, Scheduled, Workload
 from sim.capacity.limits import offered_users_per_s
 from sim.prediction import predict
 from sim.running.combination import Combination
@@ -55,7 +57,9 @@ def saturated(scenario: Scenario) -> Saturated:
     )
     batch = max((job.fan_out.batch_size for job in topology.job_types.values() if job.fan_out), default=1)
     arrivals = scenario.workload.arrivals
-    each = [users for _, users in islice(arrivals.times(scenario.seed), 10_000)] or [1]
+    each = [users for _, users in islice(scenario.workload.times(topology, scenario.seed), 10_000) if users] or [1]
+    if isinstance(arrivals, Scheduled):
+        topology = _entered_as_scheduled(scenario)
     burst = isinstance(arrivals, Burst)
     wanted = min(MOST_USERS, max(500, ROUNDS * slots * (batch if burst else min(batch, max(each)))))
     if burst:
@@ -79,6 +83,14 @@ def saturated(scenario: Scenario) -> Saturated:
         queue=scenario.queue,
     )
     return Saturated(forecast.combinations[0])
+
+
+def _entered_as_scheduled(scenario: Scenario) -> Topology:
+    """The topology in which all users come in as those of the scenario's schedules do, and of what comes besides."""
+    events = islice(scenario.workload.events(scenario.topology, scenario.seed), 10_000)
+    shares = Counter(arrival.entry.model_copy(update={"share": 1.0}) for arrival in events if arrival.users)
+    entries = [entry.model_copy(update={"share": n / shares.total()}) for entry, n in shares.items()]
+    return scenario.topology.model_copy(update={"entry": tuple(entries or scenario.topology.entry)})
 
 
 def load(scenario: Scenario) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.topology import Topology
-from saqkit.spec.workload import ClosedLoop, Workload
+from saqkit.spec.workload import ClosedLoop, Scheduled, Workload
 from sim.engine.choosing_line import KEYS, choosing_field
 from sim.engine.ledger import shared_channels, ways
 
@@ -41,4 +41,8 @@ def beyond_fast(topology: Topology, deployment: Deployment, workload: Workload, 
             return f"{count} ways lead to jobs of {name}"
     if isinstance(workload.arrivals, ClosedLoop):
         return "the clients of a closed loop send when they are served"
+    if isinstance(workload.arrivals, Scheduled):
+        for schedule in topology.schedules:
+            if schedule.audience is None:
+                return f"schedule {schedule.name} starts jobs without users"
     return ""

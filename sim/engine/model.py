@@ -137,7 +137,8 @@ class Model:
         event_at, users = self.env.now, range(1, arrival.users + 1)
         jobs: list[Job] = []
         for name in self.topology.starts(arrival.entry):
-            parts = [users] if self.topology.job_types[name].fan_out else [users[n : n + 1] for n in range(len(users))]
+            whole = self.topology.job_types[name].fan_out or not users  # an event for nobody is one job of each type
+            parts = [users] if whole else [users[n : n + 1] for n in range(len(users))]
             jobs += [
                 self._job(name, arrival.event, event_at, part, arrival.entry.priority, arrival.entry.tenant, "")
                 for part in parts

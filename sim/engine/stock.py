@@ -165,6 +165,7 @@ def delay_after(retry: Retry, failed: int, u: float) -> float:
 def ignored(topology: Topology) -> tuple[str, ...]:
     """What of a description stock SAQ has nothing of, in words."""
     entries = {entry.priority for entry in topology.entry if entry.priority is not None}
+    entries |= {schedule.priority for schedule in topology.schedules if schedule.priority is not None}
     notes = []
     if len(entries | {job.priority for job in topology.job_types.values()}) > 1:
         notes.append("stock SAQ has no priorities: its queues are first in, first out")

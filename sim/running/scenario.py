@@ -77,12 +77,12 @@ class Scenario:
     @property
     def users(self) -> int:
         """How many users arrive with this scenario's own seed."""
-        return sum(users for _, users in self.workload.arrivals.times(self.seed))
+        return sum(users for _, users in self.workload.times(self.topology, self.seed))
 
     def beginning(self, users: int, events: int) -> Scenario:
         """The same without faults, and only until `users` users and `events` events have come."""
         at_s, sizes, seen = list[float](), list[int](), 0
-        for when_s, size in self.workload.arrivals.times(self.seed):
+        for when_s, size in self.workload.times(self.topology, self.seed):
             if seen >= users and len(sizes) >= events:
                 break
             at_s.append(when_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from saqkit.cli import main
 from saqkit.queue.queue import Queue
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,6 +44,22 @@ async def test_scheduling(redis_url: str, queue: Queue, capsys: pytest.CaptureFi
     assert await reports.count("incomplete") == 2 + 1 + 2000
     assert len(re.findall(r"06:30:00\+0[12]:00", capsys.readouterr().out)) == 3
     await reports.disconnect()
+
+
+def test_the_topology_and_the_window_of_the_page_are_shown_and_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topology, window = blocks("scheduling.md", "toml")
+    (command,) = blocks("scheduling.md", "sh")
+    monkeypatch.chdir(tmp_path)
+    Path("digest.toml").write_text(topology, encoding="utf-8")
+    Path("morning.toml").write_text(window, encoding="utf-8")
+    assert main(["show", "digest.toml"]) == 0
+    assert len(re.findall(r"07:00:00\+0[12]:00", capsys.readouterr().out)) == 3
+    assert main([*command.split()[1:], "--replications", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["workers"] for one in found] == [1, 2]
+    assert all(one["users"] > 5000 for one in found)
 
 
 async def test_payload_safety(

@@ -88,7 +88,12 @@ def test_what_acts_in_real_runs_only_is_listed_with_reasons() -> None:
         "queues.*.dead_cap": "a dead letter takes no part in any later attempt",
         "providers.*.url": "an address has no duration",
         "providers.*.sender": "a sender's name has no duration",
-    }
+        "schedules.*.name": "a name has no duration",
+        "schedules.*.title": "a title has no duration",
+        "schedules.*.body": "a text has no duration",
+        **{f"schedules.*.{key}": "nothing is missed in a run, where somebody always looks"
+           for key in ("missed", "late_s", "most_missed")},
+    }  # fmt: skip
 
 
 def test_the_json_form_is_plain_and_reads_back() -> None:
@@ -103,3 +108,28 @@ def test_the_json_form_is_plain_and_reads_back() -> None:
 def test_the_laboratory_can_be_shown() -> None:
     lab = load(Path(__file__).parent.parent.parent / "data" / "lab.toml")
     assert "no rate limit" in describe(lab)
+
+
+def test_schedules_are_drawn_with_what_they_start_and_their_next_firings() -> None:
+    schedules = [
+        {"name": "sweep", "job_type": "cleanup", "cron": "15 */6 * * *", "audience": "none", "priority": "low"},
+        {"name": "sale", "topic": "ordered", "cron": "30 2 * * *", "zone": "Europe/Berlin", "users": 5000,
+         "audience": "students,parents", "missed": "all", "tenant": "north"},
+    ]  # fmt: skip
+    found, eve = Topology.parse({**SHOP.to_dict(), "schedules": schedules}), 1774656000.0  # 2026-03-28T00:00Z
+    lines = [line.strip() for line in describe(found, eve).splitlines()]
+    assert "schedule sweep, priority low" in lines
+    assert "schedule sale, tenant north" in lines
+    assert not any("enqueued by the application only" in line for line in lines)
+    assert (
+        "sweep: 15 */6 * * * UTC, one job without users of each type; missed by more than 60 s: made up for once; "
+        "next: 2026-03-28 00:15:00+00:00, 2026-03-28 06:15:00+00:00, 2026-03-28 12:15:00+00:00"
+    ) in lines
+    assert (
+        "sale: 30 2 * * * Europe/Berlin, for students,parents (in a model: 5,000 users); missed by more than 60 s: "
+        "made up for, the latest 100; "
+        "next: 2026-03-28 02:30:00+01:00, 2026-03-29 03:00:00+02:00, 2026-03-30 02:30:00+02:00"
+    ) in lines
+    told = to_json(found, eve)
+    assert told["firings"]["sale"][1] == "2026-03-29T03:00:00+02:00"
+    assert json.loads(json.dumps(told)) == told

@@ -208,6 +208,12 @@ REAL_ONLY = {
     "Provider.sender",
     "Deployment.broker",
     "Deployment.database",
+    "ScheduledEntry.name",
+    "ScheduledEntry.title",
+    "ScheduledEntry.body",
+    "ScheduledEntry.missed",
+    "ScheduledEntry.late_s",
+    "ScheduledEntry.most_missed",
 }
 
 

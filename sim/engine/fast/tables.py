@@ -116,8 +116,9 @@ def flatten(
     half = 0.5 if relieved == "broker" else 1.0
     sizes = [arrival.users for arrival in arrivals]
     places = {name: n * sum(sizes) for n, name in enumerate(providers_used(topology))}
-    entry_of = {id(entry): n for n, entry in enumerate(topology.entry)}
-    starts = [[type_of[name] for name in topology.starts(entry)] for entry in topology.entry]
+    entries = list({id(arrival.entry): arrival.entry for arrival in arrivals}.values())
+    entry_of = {id(entry): n for n, entry in enumerate(entries)}
+    starts = [[type_of[name] for name in topology.starts(entry)] for entry in entries]
     follows = [[type_of[edge.to] for edge in job.follow_up] for job in types]
     delays = [job.retry.schedule() for job in types]
     worker_queues = [[queue_of[name] for name in names] for _ in range(deployment.hosts) for names in served]
@@ -144,7 +145,7 @@ def flatten(
         event_users=sizes,
         event_start=[*accumulate(sizes, initial=0)],
         event_entry=[entry_of[id(arrival.entry)] for arrival in arrivals],
-        entry_priority=[int(entry.priority or 0) for entry in topology.entry],
+        entry_priority=[int(entry.priority or 0) for entry in entries],
         start_from=_from(starts),
         start_type=_joined(starts),
         slots=slots,

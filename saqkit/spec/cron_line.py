@@ -17,6 +17,15 @@ _EPOCH = datetime(1970, 1, 1)
 _DRAWN = re.compile(r"(?:^|,)[hr](?:$|[(/,])", re.IGNORECASE)
 
 
+def zone_of(name: str) -> ZoneInfo:
+    """A time zone by its name; `UsageError` if there is none."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        hint = did_you_mean(name, available_timezones())
+        raise UsageError(f'there is no time zone "{name}" ({hint})') from error
+
+
 class CronLine:
     """A cron line (five fields, or six with the seconds last, or `@daily` and the like) in a time zone by its name.
 
@@ -30,11 +39,7 @@ class CronLine:
 
     def __init__(self, line: str, zone: str = "UTC") -> None:
         self.line, self.zone = line, zone
-        try:
-            self._zone = ZoneInfo(zone)
-        except (KeyError, ValueError, OSError) as error:
-            hint = did_you_mean(zone, available_timezones())
-            raise UsageError(f'there is no time zone "{zone}" ({hint})') from error
+        self._zone = zone_of(zone)
         fields = line.split()
         if any(_DRAWN.search(field) for field in fields):
             raise UsageError(f'cron line "{line}": H and R differ between processes (write the numbers)')

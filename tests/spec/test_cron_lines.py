@@ -11,7 +11,7 @@ import pytest
 from croniter import croniter
 
 from saqkit.errors import UsageError
-from saqkit.queue.cron_line import CronLine
+from saqkit.spec.cron_line import CronLine
 
 MINUTE = 60
 
