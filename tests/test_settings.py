@@ -117,6 +117,25 @@ async def test_it_serves_one_queue_of_a_topology_on_the_server_that_is_named(
     assert broker.status() is None, "no embedded broker was started"
 
 
+async def test_it_fires_the_schedules_of_the_topology(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "two.toml"
+    each = "name = 'each'\ncron = '* * * * * *'\njob_type = 'announce'\nmissed = 'all'\n"
+    path.write_text(f"{TWO_QUEUES}[[schedules]]\n{each}")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("SAQKIT_TOPOLOGY", str(path))
+    monkeypatch.setenv("SAQKIT_DATABASE_URL", f"sqlite:///{tmp_path}/data.db")
+    async with announcing(str(path)) as announcer:
+        with saq("--workers", "2"):
+            async with asyncio.timeout(60):
+                while len(numbers := await announcer.store.delivered_since(0)) < 3:
+                    await asyncio.sleep(0.05)
+        keys = [event.key for number in numbers if (event := await announcer.store.event(number)) and event.key]
+        assert len(set(keys)) == len(keys) >= 3
+        assert all(key.startswith("schedule each@") for key in keys)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -10,7 +10,7 @@ import pandas as pd
 
 from saqkit.errors import UsageError
 from saqkit.spec import steady
-from saqkit.spec.workload import ClosedLoop, Poisson, Profile, Workload
+from saqkit.spec.workload import ClosedLoop, Poisson, Profile, Scheduled, Workload
 from sim.analysis.stability import Backlog, backlogs, worst
 from sim.analysis.statistics import LEAST, enough
 from sim.engine.outcome import Outcome
@@ -50,9 +50,9 @@ class Kept:
 def replicate(scenario: Scenario, rules: Rules) -> Combination:
     """One combination of a sweep.
 
-    The mean that has to be known is the makespan's, or of a stream or closed loop, whose makespan is given, the
-    latency's. A stream of more than 50,000 users is tried with its first 20,000 (near saturation 200,000); where they
-    show that its backlog grows, that is the answer: what a longer run shows would depend on its length alone.
+    The mean that has to be known is the makespan's, or of a stream, closed loop or schedules, whose makespan is given,
+    the latency's. A stream of more than 50,000 users is tried with its first 20,000 (near saturation 200,000); where
+    they show that its backlog grows, that is the answer: what a longer run shows would depend on its length alone.
     """
     goes_on = isinstance(scenario.workload.arrivals, Poisson | Profile | ClosedLoop)
     watch = _Watch(scenario.workload) if goes_on else None
@@ -64,7 +64,8 @@ def replicate(scenario: Scenario, rules: Rules) -> Combination:
                 settings = scenario.settings(1, users)
                 return Combination(settings, pilot, (_kept(outcome, rules),), (outcome.measures(),), watch.tried)
     outcomes, found = list[Outcome](), list[dict[str, float]]()
-    judged = "latency_mean_s" if watch else "makespan_s"
+    timed = isinstance(scenario.workload.arrivals, Scheduled) and scenario.users > 0
+    judged = "latency_mean_s" if watch or timed else "makespan_s"
     while len(outcomes) < (rules.replications or rules.most):
         outcome = scenario.run(len(outcomes))
         found.append(outcome.measures())
