@@ -64,14 +64,14 @@ def replicate(scenario: Scenario, rules: Rules) -> Combination:
                 settings = scenario.settings(1, users)
                 return Combination(settings, pilot, (_kept(outcome, rules),), (outcome.measures(),), watch.tried)
     outcomes, found = list[Outcome](), list[dict[str, float]]()
-    timed = isinstance(scenario.workload.arrivals, Scheduled) and scenario.users > 0
-    judged = "latency_mean_s" if watch or timed else "makespan_s"
+    timed = watch or isinstance(scenario.workload.arrivals, Scheduled)
     while len(outcomes) < (rules.replications or rules.most):
         outcome = scenario.run(len(outcomes))
         found.append(outcome.measures())
         if watch:
             watch.see(outcome.attempts())
         outcomes.append(_kept(outcome, rules))
+        judged = "latency_mean_s" if timed and found[0]["users_done"] else "makespan_s"
         if rules.replications is None and enough([one[judged] for one in found], rules.precision):
             break
     stream = watch.result() if watch else None

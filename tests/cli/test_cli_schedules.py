@@ -93,15 +93,15 @@ async def test_three_workers_and_kills_fire_each_time_once(
 
     running = [worker("--processes", "2")]
     try:
-        wait_until(lambda: events() >= 1)
+        wait_until(lambda: events() >= 1, 60)
         log = tmp_path / "faults.log"
         monkeypatch.setenv("SAQKIT_FAULTS", f"rate=1,actions=kill,only=enqueue.before,log={log}")
         running.append(worker())
-        wait_until(lambda: log.exists() and "kill" in log.read_text())
+        wait_until(lambda: log.exists() and "kill" in log.read_text(), 60)
         monkeypatch.delenv("SAQKIT_FAULTS")
         psutil.Process(running[0].pid).children()[0].kill()
         more = events() + 4
-        wait_until(lambda: events() >= more)
+        wait_until(lambda: events() >= more, 60)
     finally:
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -110,8 +110,8 @@ async def test_three_workers_and_kills_fire_each_time_once(
     running = [worker("--set", "schedules=[]")]  # what is under way is finished, and nothing fires
     try:
         with redis.Redis.from_url(redis_url) as client:
-            wait_until(lambda: not asked("SELECT 1 FROM outbox WHERE delivered_at IS NULL"))
-            wait_until(lambda: not left(client))
+            wait_until(lambda: not asked("SELECT 1 FROM outbox WHERE delivered_at IS NULL"), 60)
+            wait_until(lambda: not left(client), 60)
             counts: Any = client.hgetall("saq:{mail}:counts")
     finally:
         running[0].send_signal(signal.SIGTERM)
