@@ -21,7 +21,9 @@ from saqkit.spec.runs import Run
 from saqkit.spec.steady import Window
 from saqkit.spec.topology import Topology, load
 from saqkit.spec.workload import KillWorker, ProviderOutage, Workload
+from sim.analysis.statistics import LEAST, intervals
 from sim.baselines import baselines
+from sim.engine.outcome import Outcome
 from sim.fit.observations import tick_phase_s
 from sim.fit.profile import Profile
 from sim.prediction import Combination, Scenario, predict, profile_of
@@ -44,6 +46,8 @@ MEASURES: Mapping[Kind, tuple[str, ...]] = {
     "fault": ("recovery_s", "makespan_s"),
 }
 """What is judged in each class: of a stream not the makespan, which its arrivals decide."""
+PACED: tuple[Kind, ...] = ("io", "loop", "core")
+"""Plain bursts, of which it is told what the yardstick beside the runs explains."""
 ERRORS = ("error", "yardstick_error", "same_draw_error", "naive_error", "mmc_error")
 
 
@@ -98,6 +102,11 @@ def runs_of(folder: Path, cell: Cell) -> list[Run]:
     return [Run.load(path) for path in sorted((folder / "runs").glob(f"{cell.name}.*.parquet"))]
 
 
+def calm(runs: Sequence[Run]) -> list[Run]:
+    """The runs that count: the undisturbed ones, or all if every one was disturbed."""
+    return [run for run in runs if not run.disturbed] or list(runs)
+
+
 def recovery_s(attempts: pd.DataFrame, workload: Workload) -> float:
     """How long the workload's first fault was felt, in seconds; NaN if it hit nobody.
 
@@ -128,14 +137,16 @@ class Accuracy:
 
     Of a steady stream all columns are of its steady part, `from_s` to `to_s` (NaN: of the whole run): the window that
     the prediction's replications show (`saqkit.spec.steady`), the same for measured, predicted and same-draw values.
-    `measured` is the median of the undisturbed repeats (of all if none is), `spread` their (max - min) / median,
-    `predicted` the mean of replications that know nothing of the runs, with `lo`, `hi` (90 % of single runs) and
-    `inside`, the share of runs there; `error` = predicted / measured - 1. `yardstick_error`: the same on a host of the
-    speed that the probe beside the runs saw. `same_draw_error`: the median error of simulations that were given each
-    run's own draws and the speed that it shows itself (`Profile.own_speed_of`), so that what is left is mechanism.
-    `naive_error`, `mmc_error`: those of estimates that need no model (`sim.baselines`), NaN where they give none.
-    `beyond`: how far `predicted` is outside of the range of the repeats, as a share of `measured`; by this, cells that
-    spread widely are judged.
+    `measured` is the median of the `runs` undisturbed repeats (of all if none is `calm`; `disturbed` were marked as
+    such), `spread` their (max - min) / median, `predicted` the mean of replications that know nothing of the runs, with
+    `lo`, `hi` (90 % of single runs) and `inside`, the share of runs there; `error` = predicted / measured - 1.
+    `yardstick_error`: the same on a host of the speed that the probe beside the runs saw, for the classes of `PACED`.
+    `same_draw_error`: the median error of simulations that were given each run's own draws and the speed that it shows
+    itself (`Profile.own_speed_of`), so that what is left is mechanism; `same_draw_spread` is the range of these errors.
+    `busy` and `load` are the model's busiest of loops and cores, and of slots, loops and cores, with the runs' own
+    draws (median); `tick_s` is the grid that the cell's retries wake on. `naive_error`, `mmc_error`: those of estimates
+    that need no model (`sim.baselines`), NaN where they give none. `beyond`: how far `predicted` is outside of the
+    range of the repeats, as a share of `measured`; by this, cells that spread widely are judged.
     """
 
     table: pd.DataFrame
@@ -147,6 +158,18 @@ class Accuracy:
     def by_measure(self) -> pd.DataFrame:
         """The same by class and measure."""
         return self._by(["kind", "measure"])
+
+    def graded(self) -> pd.DataFrame:
+        """What is demanded of predictions, beside what was found: see `sim.grading.grade`."""
+        from sim.grading import grade
+
+        return grade(self.table)
+
+    def wide(self) -> pd.DataFrame:
+        """The values that repeats do not show to a tenth, judged by their spread: see `sim.grading.wide`."""
+        from sim.grading import wide
+
+        return wide(self.table)
 
     def _by(self, names: list[str]) -> pd.DataFrame:
         rows = []
@@ -189,20 +212,26 @@ def judge(
     *,
     replications: int | None = None,
     kinds: Sequence[Kind] = KINDS,
+    written: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
     """Judge `profile` (default: the grid's own `profile.json`) on the recorded runs of a grid.
 
-    A grid is a folder with `cells.json`, `runs/CELL.N.parquet` and `profile.json`. Raises `RunError` for a folder that
-    is none.
+    A grid is a folder with `cells.json`, `runs/CELL.N.parquet` and `profile.json`. `written`: a table of predictions
+    with the columns `cell measure mean lo hi`, as it was written before anything was measured; `predicted`, `lo` and
+    `hi` are then its own, and only what needs the runs is simulated now. Cells without a recorded run are left out.
+    Raises `RunError` for a folder that is no grid, and for written predictions that leave out what was measured.
     """
     place = Path(folder)
     known = profile_of(place / "profile.json" if profile is None else profile)
     cells = [cell for cell in Grid.read(place).cells if cell.kind in kinds]
+    foreseen = _written(Path(written)) if written is not None else {}
     rows: list[dict[str, Any]] = []
     for n, cell in enumerate(cells):
         if runs := runs_of(place, cell):
-            rows += _rows(cell, runs, known, replications, place)
+            if written is not None and (left_out := set(MEASURES[cell.kind]) - set(foreseen.get(cell.name, {}))):
+                raise RunError(f"{written}: no prediction of {min(left_out)} for cell {cell.name}, which was measured")
+            rows += _rows(cell, runs, known, replications, place, foreseen.get(cell.name))
         if progress:
             progress(n + 1, len(cells))
     if not rows:
@@ -210,17 +239,45 @@ def judge(
     return Accuracy(pd.DataFrame(rows))
 
 
+def _written(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Predictions from a table: for each cell and measure `mean`, `lo`, `hi`."""
+    try:
+        table = pd.read_csv(path)
+        columns = {name: table[name] for name in ("cell", "measure", "mean", "lo", "hi")}
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: no table of predictions with cell, measure, mean, lo, hi: {error}") from error
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for cell, measure, mean, lo, hi in zip(*columns.values(), strict=True):
+        found.setdefault(str(cell), {})[str(measure)] = {"mean": float(mean), "lo": float(lo), "hi": float(hi)}
+    return found
+
+
 def _rows(
-    cell: Cell, runs: Sequence[Run], profile: Profile, replications: int | None, folder: Path
+    cell: Cell,
+    runs: Sequence[Run],
+    profile: Profile,
+    replications: int | None,
+    folder: Path,
+    written: dict[str, dict[str, float]] | None,
 ) -> Iterator[dict[str, Any]]:
-    calm = [run for run in runs if not run.disturbed] or list(runs)
-    combination = _predicted(cell, profile, replications, folder.parent)
-    counted = combination.window
-    found = [judged(run.attempts, run.workload, counted) for run in calm]
-    plain = _intervals(combination, counted)
-    speed = float(np.median([profile.speed_of(run) for run in calm]))
-    paced = _intervals(_predicted(cell, profile.at(speed), replications, folder.parent), counted)
-    own = [_own(run, profile, counted) for run in calm]
+    used = calm(runs)
+    counted: Window | None = None
+    plain = written or {}
+    if written is None or steady.is_steady(cell.workload):
+        # The part of a stream that counts is settled by the first replications, however many follow.
+        combination = _predicted(cell, profile, LEAST if written else replications, folder.parent)
+        counted = combination.window
+        plain = written or _intervals(combination, counted)
+    found = [judged(run.attempts, run.workload, counted) for run in used]
+    speed = float(np.median([profile.speed_of(run) for run in used]))
+    paced: dict[str, dict[str, float]] = {}
+    if cell.kind in PACED:
+        paced = _intervals(_predicted(cell, profile.at(speed), replications, folder.parent, steady_host=True), counted)
+    outcomes = [same_draw(run, profile) for run in used]
+    own = [judged(outcome.attempts(), run.workload, counted) for outcome, run in zip(outcomes, used, strict=True)]
+    busy = [max(outcome.utilisation[part] for part in ("loop", "cores")) for outcome in outcomes]
+    load = [max(one, outcome.utilisation["slots"]) for one, outcome in zip(busy, outcomes, strict=True)]
+    tick_s = max(queue.tick_s for queue in cell.described(folder.parent).queues.values())
     reckoned = baselines(cell.described(folder.parent), cell.deployment, cell.workload)
     for measure in MEASURES[cell.kind]:
         values = np.array([one[measure] for one in found])
@@ -233,18 +290,23 @@ def _rows(
             "measure": measure,
             "measured": middle,
             "spread": float(np.ptp(values)) / middle,
-            "runs": len(calm),
-            "disturbed": len(runs) - len(calm),
+            "runs": len(used),
+            "calm": not all(run.disturbed for run in runs),
+            "disturbed": sum(bool(run.disturbed) for run in runs),
             "from_s": counted.from_s if counted else np.nan,
             "to_s": counted.to_s if counted else np.nan,
             "speed": speed,
+            "busy": float(np.median(busy)),
+            "load": float(np.median(load)),
+            "tick_s": tick_s,
             "predicted": foreseen["mean"],
             "lo": foreseen["lo"],
             "hi": foreseen["hi"],
             "inside": float(np.mean((values >= foreseen["lo"]) & (values <= foreseen["hi"]))),
             "error": foreseen["mean"] / middle - 1,
-            "yardstick_error": paced[measure]["mean"] / middle - 1,
+            "yardstick_error": paced[measure]["mean"] / middle - 1 if paced else np.nan,
             "same_draw_error": float(np.median(errors)),
+            "same_draw_spread": float(np.ptp(errors)),
             "naive_error": naive / middle - 1,
             "mmc_error": mmc / middle - 1,
             "beyond": max(0.0, float(values.min()) - foreseen["mean"], foreseen["mean"] - float(values.max())) / middle,
@@ -260,7 +322,10 @@ def expected(cell: Cell, profile: Profile, replications: int | None, data: Path)
     return _intervals(combination, combination.window)
 
 
-def _predicted(cell: Cell, profile: Profile, replications: int | None, data: Path) -> Combination:
+def _predicted(
+    cell: Cell, profile: Profile, replications: int | None, data: Path, steady_host: bool = False
+) -> Combination:
+    """`steady_host`: draws differ between replications, but not the host, whose speed is known."""
     return predict(
         cell.described(data),
         workload=cell.workload,
@@ -268,13 +333,12 @@ def _predicted(cell: Cell, profile: Profile, replications: int | None, data: Pat
         profile=profile,
         replications=replications,
         seed=cell.seed + 1_000_003,
+        same_draw=steady_host,
     ).combinations[0]
 
 
 def _intervals(combination: Combination, counted: Window | None) -> dict[str, dict[str, float]]:
     """What was predicted, by measure, in the part of a stream that counts."""
-    from sim.analysis.statistics import intervals
-
     if combination.stream and not combination.stream.played:
         return combination.measures | {"recovery_s": intervals([])}
     workload, residual = combination.scenario.workload, combination.scenario.profile.residual
@@ -284,8 +348,7 @@ def _intervals(combination: Combination, counted: Window | None) -> dict[str, di
     }
 
 
-def _own(run: Run, profile: Profile, counted: Window | None) -> dict[str, float]:
-    """A run's measures as simulated with its own draws, at the speed that it shows itself."""
+def same_draw(run: Run, profile: Profile) -> Outcome:
+    """A run simulated with its own draws, at the speed that it shows itself: what differs is mechanism and host."""
     paced = profile.at(profile.own_speed_of(run))
-    scenario = Scenario(run.topology, run.deployment, run.workload, paced, run.seed, True, tick_phase_s(run))
-    return judged(scenario.run().attempts(), run.workload, counted)
+    return Scenario(run.topology, run.deployment, run.workload, paced, run.seed, True, tick_phase_s(run)).run()

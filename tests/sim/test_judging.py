@@ -52,6 +52,33 @@ def test_a_grid_is_judged_by_cell_and_by_class(tmp_path: Path) -> None:
     assert accuracy.plot().get_ylabel().endswith("%")
 
 
+def test_predictions_that_were_written_before_are_judged_as_they_were_written(tmp_path: Path) -> None:
+    place = grid(tmp_path)
+    live, written = judge(place, replications=2).table, tmp_path / "predictions.csv"
+    rows = [(m, 2 * v, 1.9 * v, 2.1 * v) for m, v in zip(live["measure"], live["measured"], strict=True)]
+    text = ["cell,kind,measure,mean,lo,hi", *(f"one,io,{m},{mean!r},{lo!r},{hi!r}" for m, mean, lo, hi in rows)]
+    written.write_text("\n".join(text), encoding="utf-8")
+    found = judge(place, replications=2, written=written).table
+    assert found["error"].to_numpy() == pytest.approx(1.0)
+    assert (found["inside"] == 0).all()
+    assert found["same_draw_error"].equals(live["same_draw_error"])
+    assert found["yardstick_error"].equals(live["yardstick_error"])
+    assert ((found["busy"] > 0) & (found["busy"] <= found["load"]) & (found["load"] <= 1)).all()
+    written.write_text("\n".join(text[:-1]), encoding="utf-8")
+    with pytest.raises(SaqkitError, match=r"no prediction of \w+ for cell one"):
+        judge(place, written=written)
+    written.write_text("tea", encoding="utf-8")
+    with pytest.raises(SaqkitError, match="no table of predictions"):
+        judge(place, written=written)
+
+
+def test_a_grid_is_graded_by_what_is_demanded(tmp_path: Path) -> None:
+    accuracy = judge(grid(tmp_path), replications=2)
+    graded = accuracy.graded()
+    assert graded.loc["all bursts: makespan, throughput", "values"] == 2
+    assert accuracy.wide().empty
+
+
 def test_a_slower_host_is_predicted_to_be_slower(tmp_path: Path) -> None:
     profile = Profile.load(DATA / "profile-quickstart.json")
     slow = profile.at(2.0)
