@@ -298,6 +298,9 @@ class Store:
             raise UsageError(f"there is no event {event_id}")
         members = select(users.c.id).where(users.c.id > after, *_members(event.audience))
         page = members.order_by(users.c.id).limit(limit)
+        if self._as_json:
+            as_one = select(func.json_group_array(page.subquery().c.id))
+            return await self._database.read(lambda connection: json.loads(connection.execute(as_one).scalar_one()))
         return await self._database.read(lambda connection: list(connection.execute(page).scalars()))
 
     async def fan_out_cursor(self, event_id: int, job_type: str) -> int:
