@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sim.pictures.beside import model_beside_run
 from sim.pictures.capacity import capacity_map, cost_frontier
 from sim.pictures.comparing import error_by_class, tornado, utilisation
 from sim.pictures.draining import COLOURS, MARKERS, drain_band, drain_to_target, measured_over_predicted, sweep
@@ -19,6 +20,7 @@ __all__ = [
     "error_by_class",
     "latency_distribution",
     "measured_over_predicted",
+    "model_beside_run",
     "provider_fit",
     "sweep",
     "tail_of_fit",
