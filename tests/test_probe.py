@@ -129,7 +129,7 @@ def test_ones_own_load_is_not_the_load_of_others() -> None:
     end = os.times()
     own_s = end.user + end.system + end.children_user + end.children_system
     own_s -= start.user + start.system + start.children_user + start.children_system
-    assert own_s > 0.5
+    assert own_s > 0.3
     # On a quiet machine all shares are near 0; a busy neighbour may take what we did not, and no more.
     for share in (*shares, watch.share()):
         assert share <= 1 - 0.8 * own_s / (cores * (end.elapsed - start.elapsed)) + 0.1

@@ -31,7 +31,7 @@ def test_systems_lists_what_ships() -> None:
 
 def test_show_has_schedules_and_bounds_and_follows_overrides() -> None:
     said = answer("show", "school-events")
-    assert set(said) == {"topology", "schedules", "bounds", "real_only"}
+    assert set(said) == {"topology", "schedules", "firings", "bounds", "real_only"}
     assert said["schedules"]["notify"]["delays_s"] == [5.0, 25.0]
     assert "queues.notifications.rate_limit" in [bound["at"] for bound in said["bounds"]]
     free = answer("show", "school-events", "--set", "queues.notifications.rate_limit=none")

@@ -39,7 +39,7 @@ follow_up = [{ to = "receipt" }]
 [job_types.receipt]
 queue = "letters"
 priority = "low"
-per_user = { provider = "clerk" }
+per_user = { provider = "clerk", database = "none" }
 [job_types.parcel]
 queue = "parcels"
 priority = "high"
