@@ -71,14 +71,20 @@ class Operator:
         return {name: await queue.cancel_jobs(which, reason=reason, dry_run=dry_run)
                 for name, queue in self.chosen(names).items()}  # fmt: skip
 
-    async def cancel_keys(self, keys: Iterable[str], *names: str, reason: str = "cancelled") -> dict[str, Picked]:
+    async def cancel_keys(
+        self, keys: Iterable[str], *names: str, reason: str = "cancelled", dry_run: bool = False
+    ) -> dict[str, Picked]:
         """`Queue.cancel_keys`, wherever the jobs are; nothing is done if there is an error."""
         jobs = await jobs_of_keys(list(self.chosen(names).values()), keys, LIVE, "cancelled")
+        if dry_run:
+            return {name: Picked.of(those) for name, those in jobs.items()}
         return {name: await self.queues[name].cancel_these(those, reason, 5.0) for name, those in jobs.items()}
 
-    async def hasten_keys(self, keys: Iterable[str], *names: str) -> dict[str, Picked]:
+    async def hasten_keys(self, keys: Iterable[str], *names: str, dry_run: bool = False) -> dict[str, Picked]:
         """`Queue.hasten_keys`, wherever the jobs are; nothing is done if there is an error."""
         jobs = await jobs_of_keys(list(self.chosen(names).values()), keys, ("delayed",), "promoted")
+        if dry_run:
+            return {name: Picked.of(those) for name, those in jobs.items()}
         return {name: await self.queues[name].hasten_these(those) for name, those in jobs.items()}
 
     async def set_priority(self, keys: Iterable[str], level: int | str, *names: str) -> int:

@@ -106,9 +106,6 @@ def of_jobs(states: Sequence[str]) -> Callable[[Callable[..., None]], Callable[.
     return decorate
 
 
-yes = click.option("--yes", is_flag=True, help="Do it. Without, it only says what it would do.")
-
-
 def all_of(states: Sequence[str]) -> Which:
     """All jobs in these states."""
     from saqkit.queue.live_jobs import Which
@@ -129,7 +126,7 @@ def tell(said: Mapping[str, Picked], what: str, done: bool, as_json: bool) -> No
                  for row in rows]  # fmt: skip
         click.echo(table(["jobs", "queue", "state", "type", "priority"], shown))
     if not done:
-        click.echo(f"{number(found)} would be {what}" + ("; give --yes to do it" if found else ""))
+        click.echo(f"{number(found)} would be {what}")
     else:
         click.echo(f"{number(changed)} {what}")
         if changed < found:

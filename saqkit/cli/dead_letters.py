@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ import click
 
 from saqkit.cli import options
 from saqkit.cli.choosing_letters import Wanted, choosing, of_keys, one_choice
+from saqkit.cli.consenting import Consent, asks_consent
 from saqkit.cli.interrupting import run
 from saqkit.cli.operating import open_queues
 from saqkit.cli.options import Commands, Count, OneOf
@@ -21,7 +21,7 @@ from saqkit.cli.output import emit, number, table
 from saqkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from saqkit.queue.dead_letters import Chosen, DeadLetter, Filter
+    from saqkit.queue.dead_letters import Chosen, DeadLetter
     from saqkit.queue.queue import Queue
     from saqkit.spec.topology import Topology
 
@@ -114,12 +114,12 @@ def show(wanted: Wanted, key: str, as_json: bool) -> None:
 _chosen = options.chain(
     click.argument("keys", nargs=-1, metavar="KEY..."),
     click.option("--all", "everything", is_flag=True, help="All of them."),
-    click.option("--dry-run", is_flag=True, help="Only say how many it would be."),
 )
 
 
 @dlq.command()
 @_chosen
+@click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
 @click.option("--kwargs", "arguments", metavar="JSON", help='Merged into the arguments of each: {"limit": 10}.')
 @click.option("--to", metavar="QUEUE", help="Into this queue instead of the one where it died.")
 @choosing
@@ -175,43 +175,32 @@ def replay(
 
 @dlq.command()
 @_chosen
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@asks_consent
 @choosing
-def purge(wanted: Wanted, keys: Sequence[str], everything: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Remove KEYs, all, or those of a filter for good.
-
-    It asks before, on a terminal; with --json, or where there is none, --yes has to be given.
-    """
+def purge(wanted: Wanted, keys: Sequence[str], everything: bool, consent: Consent, as_json: bool) -> None:
+    """Remove KEYs, all, or those of a filter for good. It needs --yes."""
     from saqkit.queue import dead_letters
 
     one_choice(wanted, keys, everything)
-    if not (yes or dry_run) and (as_json or not sys.stdin.isatty()):
-        raise UsageError("dlq purge: removes for good, and does not ask with --json or without a terminal: give --yes")
 
-    async def carry_out(where: Filter | None, count_only: bool) -> tuple[Filter | None, list[Chosen]]:
+    async def carry_out() -> list[Chosen]:
         async with open_queues(wanted.topology, wanted.redis) as every:
             queues = wanted.queues(every)
             if not keys:
-                where = where or await wanted.now(queues)
-                return where, [await dead_letters.purge_all(queue, where, dry_run=count_only) for queue in queues]
-            those = await of_keys(queues, keys)
-            return None, [
-                dead_letters.Chosen(len(letters), 0 if count_only else await dead_letters.purge(every[name], letters))
-                for name, letters in those.items()
+                where = await wanted.now(queues)
+                return [await dead_letters.purge_all(queue, where, dry_run=not consent.yes) for queue in queues]
+            return [
+                dead_letters.Chosen(len(those), await dead_letters.purge(every[name], those) if consent.yes else 0)
+                for name, those in (await of_keys(queues, keys)).items()
             ]
 
-    where, said = run(carry_out(None, dry_run or not yes))
-    found = sum(one.found for one in said)
-    if not (yes or dry_run):
-        if not click.confirm(f"Remove {number(found)} dead letters for good?", err=True):
-            click.echo("none removed")
-            return
-        _, said = run(carry_out(where, False))
-    done = sum(one.done for one in said)
+    said = run(carry_out())
+    found, done = sum(one.found for one in said), sum(one.done for one in said)
+    consent.require(found, "dead letter", "removed for good")
     if as_json:
         emit({"found": found, "purged": done})
     else:
-        click.echo(f"{number(found)} would be removed" if dry_run else f"{number(done)} removed")
+        click.echo(f"{number(done)} removed" if consent.yes else f"{number(found)} would be removed")
 
 
 @dlq.command()

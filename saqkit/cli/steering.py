@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saqkit.cli import options
-from saqkit.cli.choosing_jobs import Age, Place, all_of, of_jobs, of_queues, place, tell, yes
+from saqkit.cli.choosing_jobs import Age, Place, all_of, of_jobs, of_queues, place, tell
 from saqkit.cli.choosing_letters import Wanted, choosing
+from saqkit.cli.consenting import Consent, asks_consent
 from saqkit.cli.dead_letters import reopen_users
 from saqkit.cli.interrupting import run
 from saqkit.cli.options import Count, OneOf
@@ -97,17 +98,18 @@ def concurrency(queue: str, slots: int | None, reset: bool, topology: str, redis
 
 @click.command()
 @of_jobs(_WAITING)
-@yes
+@asks_consent
 @of_queues
-def clear(where: Place, which: Which | None, yes: bool, as_json: bool) -> None:
+def clear(where: Place, which: Which | None, consent: Consent, as_json: bool) -> None:
     """Cancel and forget the waiting and delayed jobs of QUEUEs.
 
     Jobs that run are left alone, and so are those that are enqueued meanwhile. What is cleared cannot be brought back:
-    without --yes this only counts, by type and priority.
+    it needs --yes. With --dry-run this counts, by type and priority.
     """
     meant = which or all_of(_WAITING)
-    said = _operate(where, lambda operator: operator.clear(*where.names, which=meant, dry_run=not yes))
-    tell(said, "cleared", yes, as_json)
+    said = _operate(where, lambda operator: operator.clear(*where.names, which=meant, dry_run=not consent.yes))
+    _agreed(consent, said, "cleared")
+    tell(said, "cleared", consent.yes, as_json)
 
 
 _keys = options.chain(
@@ -121,54 +123,62 @@ _where = options.chain(options.topology, options.redis, options.as_json)
 @_keys
 @of_jobs(_LIVE)
 @click.option("--reason", default="cancelled", show_default=True, metavar="TEXT", help="What the job's error will say.")
-@yes
+@asks_consent
 @_where
 def cancel(
-    keys: Sequence[str], queues: Sequence[str], which: Which | None, reason: str, yes: bool, topology: str,
+    keys: Sequence[str], queues: Sequence[str], which: Which | None, reason: str, consent: Consent, topology: str,
     redis: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Cancel the jobs of KEYs, or those of a filter: waiting, delayed or running.
 
     A worker stops a job that runs when it next renews its lease. A job that has ended cannot be cancelled: that is an
-    error, and nothing is done. What a filter chooses is only counted without --yes.
+    error, and nothing is done. A filter needs --yes.
     """
     _one_choice(keys, which)
+    do = consent.yes or (bool(keys) and not consent.dry_run)
 
     async def carry_out(operator: Operator) -> dict[str, Picked]:
         if keys:
-            return await operator.cancel_keys(keys, *queues, reason=reason)
+            return await operator.cancel_keys(keys, *queues, reason=reason, dry_run=not do)
         assert which is not None
-        return await operator.cancel_jobs(*queues, which=which, reason=reason, dry_run=not yes)
+        return await operator.cancel_jobs(*queues, which=which, reason=reason, dry_run=not do)
 
     said = _operate(place(topology, redis, queues), carry_out)
-    _all_of_keys(keys, said, "cancelled")
-    tell(said, "cancelled", yes or bool(keys), as_json)
+    if do and keys:
+        _all_of_keys(keys, said, "cancelled")
+    elif not keys:
+        _agreed(consent, said, "cancelled")
+    tell(said, "cancelled", do, as_json)
 
 
 @click.command()
 @_keys
 @of_jobs(("delayed",))
-@yes
+@asks_consent
 @_where
 def promote(
-    keys: Sequence[str], queues: Sequence[str], which: Which | None, yes: bool, topology: str, redis: str | None,
-    as_json: bool,
+    keys: Sequence[str], queues: Sequence[str], which: Which | None, consent: Consent, topology: str,
+    redis: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Let the delayed jobs of KEYs, or those of a filter, join their lines now, also retries that wait for their delay.
 
-    What a filter chooses is only counted without --yes.
+    A filter needs --yes.
     """
     _one_choice(keys, which)
+    do = consent.yes or (bool(keys) and not consent.dry_run)
 
     async def carry_out(operator: Operator) -> dict[str, Picked]:
         if keys:
-            return await operator.hasten_keys(keys, *queues)
+            return await operator.hasten_keys(keys, *queues, dry_run=not do)
         assert which is not None
-        return await operator.hasten_jobs(*queues, which=which, dry_run=not yes)
+        return await operator.hasten_jobs(*queues, which=which, dry_run=not do)
 
     said = _operate(place(topology, redis, queues), carry_out)
-    _all_of_keys(keys, said, "promoted")
-    tell(said, "promoted", yes or bool(keys), as_json)
+    if do and keys:
+        _all_of_keys(keys, said, "promoted")
+    elif not keys:
+        _agreed(consent, said, "promoted")
+    tell(said, "promoted", do, as_json)
 
 
 def _one_choice(keys: Sequence[str], which: Which | None) -> None:
@@ -179,8 +189,12 @@ def _one_choice(keys: Sequence[str], which: Which | None) -> None:
 
 def _all_of_keys(keys: Sequence[str], said: dict[str, Picked], what: str) -> None:
     late = sum(one.found - one.done for one in said.values())
-    if keys and late:
+    if late:
         raise UsageError(f"{late} of {len(set(keys))} jobs went on meanwhile and could not be {what} (the others are)")
+
+
+def _agreed(consent: Consent, said: dict[str, Picked], what: str) -> None:
+    consent.require(sum(one.found for one in said.values()), "job", what)
 
 
 @click.command(name="retry-failed")
@@ -222,19 +236,21 @@ def retry_failed(wanted: Wanted, limit: int | None, dry_run: bool, as_json: bool
 @click.command()
 @click.option("--state", type=OneOf(["done", "cancelled", "dead"]), required=True, help="Done, cancelled or dead jobs.")
 @click.option("--older-than", type=Age(), required=True, help="Those that ended longer ago than this: 90s, 12h, 7d.")
-@yes
+@asks_consent
 @of_queues
-def clean(where: Place, state: str, older_than: float, yes: bool, as_json: bool) -> None:
+def clean(where: Place, state: str, older_than: float, consent: Consent, as_json: bool) -> None:
     """Forget jobs of QUEUEs that ended a while ago.
 
     Done and cancelled jobs are forgotten by themselves as well, after their time to live. A job whose key stays taken
-    is kept for as long. Without --yes this only counts.
+    is kept for as long. It needs --yes.
     """
 
     async def carry_out(operator: Operator) -> dict[str, Picked]:
-        return await operator.clean(*where.names, state=state, older_than_s=older_than, dry_run=not yes)
+        return await operator.clean(*where.names, state=state, older_than_s=older_than, dry_run=not consent.yes)
 
-    tell(_operate(where, carry_out), "forgotten", yes, as_json)
+    said = _operate(where, carry_out)
+    _agreed(consent, said, "forgotten")
+    tell(said, "forgotten", consent.yes, as_json)
 
 
 @click.command()

@@ -152,16 +152,53 @@ def test_pause_and_resume(do: Do[Any]) -> None:
     assert saqkit("resume", "--all").stdout == "notifications: it was not paused\n"
 
 
-def test_clear_only_counts_unless_it_is_told_to(do: Do[Any]) -> None:
+REFUSED = {
+    "clear": (("clear", NAME), "3 jobs would be cleared"),
+    "clear some": (("clear", "--all", "--state", "waiting", "--json"), "2 jobs would be cleared"),
+    "clear none": (("clear", NAME, "--tenant", "west"), "0 jobs would be cleared"),
+    "cancel": (("cancel", "--tenant", "north"), "2 jobs would be cancelled"),
+    "promote": (("promote", "--type", "notify", "--json"), "1 job would be promoted"),
+    "clean": (("clean", NAME, "--state", "done", "--older-than", "0s"), "1 job would be forgotten"),
+    "clean dead": (("clean", "--all", "--state", "dead", "--older-than", "0s"), "2 jobs would be forgotten"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_taken_back_needs_a_yes(case: str, do: Do[Any]) -> None:
+    do(fill)
+    arguments, reason = REFUSED[case]
+    done = saqkit(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{reason}, and nothing is done without a yes (add --yes to do it, or --dry-run" in done.stderr
+    both = saqkit(*arguments, "--yes", "--dry-run")
+    assert (both.returncode, both.stdout, both.stderr) == (2, "", "saqkit: give either --yes or --dry-run\n")
+    assert saqkit(*arguments, "--dry-run").returncode == 0
+    assert [(job["key"], job["state"]) for job in answer("jobs")] == [
+        ("a", "waiting"), ("b", "waiting"), ("later", "delayed"),
+    ]  # fmt: skip
+    assert answer("stats")["queues"][NAME]["dead"] == 2
+    assert do(lambda queue: queue.job("done")) is not None
+
+
+def test_a_dry_run_of_keys_changes_nothing(do: Do[Any]) -> None:
+    do(fill)
+    assert {answer("cancel", "a", "later", "--dry-run")[name] for name in ("found", "dry_run")} == {2, True}
+    assert saqkit("promote", "later", "--dry-run").stdout.endswith("1 would be promoted\n")
+    assert saqkit("cancel", "a", "done", "--dry-run").returncode == 2
+    assert [job["state"] for job in answer("jobs")] == ["waiting", "waiting", "delayed"]
+    assert answer("cancel", "a", "--yes")["cancelled"] == 1
+
+
+def test_clear_counts_in_a_dry_run_and_does_it_with_yes(do: Do[Any]) -> None:
     do(fill)
     rows = [
         {"queue": NAME, "state": "delayed", "function": "notify", "priority": 3, "jobs": 1},
         {"queue": NAME, "state": "waiting", "function": "announce", "priority": 3, "jobs": 1},
         {"queue": NAME, "state": "waiting", "function": "notify", "priority": 1, "jobs": 1},
     ]
-    assert answer("clear", NAME) == {"found": 3, "cleared": 0, "dry_run": True, "jobs": rows}
-    shown = saqkit("clear", NAME).stdout
-    assert "3 would be cleared; give --yes to do it" in shown
+    assert answer("clear", NAME, "--dry-run") == {"found": 3, "cleared": 0, "dry_run": True, "jobs": rows}
+    shown = saqkit("clear", NAME, "--dry-run").stdout
+    assert shown.endswith("3 would be cleared\n")
     assert "critical" in shown
     assert answer("clear", NAME, "--state", "delayed", "--yes")["cleared"] == 1
     assert answer("clear", "--all", "--yes") == {"found": 2, "cleared": 2, "dry_run": False, "jobs": rows[1:]}
@@ -175,7 +212,7 @@ def test_cancel_and_promote(do: Do[Any]) -> None:
     assert [(job["key"], job["state"]) for job in answer("jobs")] == [
         ("a", "waiting"), ("b", "waiting"), ("later", "waiting"),
     ]  # fmt: skip
-    assert answer("cancel", "--tenant", "north")["found"] == 2
+    assert answer("cancel", "--tenant", "north", "--dry-run")["found"] == 2
     assert answer("cancel", "b", "--reason", "by mistake")["cancelled"] == 1
     assert saqkit("cancel", "--tenant", "north", "--priority", "critical", "--yes").stdout.endswith("1 cancelled\n")
     job = do(lambda queue: queue.job("b"))
