@@ -93,7 +93,7 @@ class ConfiguredJobs(StoredJobs):
         key = job if isinstance(job, str) else job.key
         names = {priority.name.lower(): int(priority) for priority in Priority}
         number = names.get(level.lower(), 0) if isinstance(level, str) else level
-        if isinstance(number, bool) or number not in names.values():
+        if not isinstance(number, int) or isinstance(number, bool) or number not in names.values():
             raise UsageError(f"priority {level!r} of job {key}: 1 critical, 2 high, 3 normal, 4 low")
         done, state = await self.run_script("prioritise", key, number)
         if done:

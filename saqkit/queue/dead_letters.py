@@ -140,31 +140,18 @@ async def purge_all(queue: Queue, where: Filter = _ALL, *, dry_run: bool = False
 async def dead_letters_frame(
     queues: Queue | Iterable[Queue], limit: int | None = None, *, where: Filter = _ALL
 ) -> pd.DataFrame:
-    """The dead letters as a table, in order of death.
-
-    Columns: `key queue function tenant error_class reason worker error` (str; `reason` is the line of `error` that says
-    what happened), `kwargs meta` (str: JSON), `attempts crashes users` (int32), `priority` (int8), `queued_at
-    started_at died_at` (datetime64[us, UTC]; the start is that of the last attempt, NaT where there was none).
-    """
+    """The dead letters as a table, in order of death, with the columns `saqkit.queue.tables.DEAD_LETTERS`."""
     import json
 
-    import numpy as np
-    import pandas as pd
+    from saqkit.queue.tables import DEAD_LETTERS, typed_frame
 
-    words = ("key", "queue", "function", "tenant", "error_class", "reason", "error", "worker")
-    numbers = {"attempts": "int32", "crashes": "int32", "priority": "int8", "users": "int32"}
-    times, tables = ("queued_at", "started_at", "died_at"), ("kwargs", "meta")
-    columns: dict[str, list[Any]] = {name: [] for name in (*words, *numbers, *times, *tables)}
+    rows = []
     async for letter in dead_letters(queues, limit, where=where):
-        for name, values in columns.items():
-            value = getattr(letter, name)
-            values.append(json.dumps(value, default=repr, ensure_ascii=False) if name in tables else value)
-    frame: dict[str, Any] = {name: pd.array(columns[name], dtype="str") for name in (*words, *tables)}
-    frame |= {name: np.array(columns[name], dtype=kind) for name, kind in numbers.items()}
-    for name in times:
-        micros = np.round(np.array(columns[name], dtype=np.float64) * 1e6)
-        frame[name] = pd.to_datetime(pd.Series(micros), unit="us", utc=True).astype("datetime64[us, UTC]")
-    return pd.DataFrame(frame)[[*words[:6], *numbers, *times, "worker", *tables, "error"]]
+        row = {name: getattr(letter, name) for name in DEAD_LETTERS}
+        for name in ("kwargs", "meta"):
+            row[name] = json.dumps(row[name], default=repr, ensure_ascii=False)
+        rows.append(row)
+    return typed_frame(rows, DEAD_LETTERS)
 
 
 async def _in_chunks(letters: AsyncIterator[DeadLetter]) -> AsyncIterator[list[DeadLetter]]:

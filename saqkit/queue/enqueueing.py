@@ -7,6 +7,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from saq.job import Job
@@ -142,7 +143,7 @@ class Enqueuer:
         """What `enqueue.lua` is told of a job: key, body, priority, due, users, keep."""
         queue = self._queue
         level = job.priority or _NORMAL
-        if level not in LEVELS:
+        if isinstance(level, bool) or level not in LEVELS:
             raise UsageError(f"priority {job.priority} of job {job.key}: 1 critical, 2 high, 3 normal, 4 low")
         if job.function in queue.policies:
             job.retries = queue.policies[job.function].max_attempts
@@ -154,10 +155,10 @@ class Enqueuer:
             raise not_json(job.key, job.function, {**(job.kwargs or {}), "meta": job.meta}, error) from error
         body, known = self._fits(text, job.key, job.function), job.__dict__
         due = f"={known['fixed']:.6f}" if "fixed" in known else float(job.scheduled) if job.scheduled else 0
-        keep = float(job.meta.get("keep_key_s") or 0) or 0
+        keep: object = _kept_s(job)
         if "unique" in known:
             keep = known["unique"].words(keep)
-        return job.key, body, level, due, _weight(job.kwargs or {}), keep
+        return job.key, body, int(level), due, _weight(job.kwargs or {}), keep
 
     def _fits(self, body: str | bytes, key: str, function: str) -> str | bytes:
         most = self._queue.max_body_bytes
@@ -239,6 +240,13 @@ def _accepted(job: Job, said: Said) -> bool:
     if isinstance(said, bytes):
         job.__dict__["twin"] = said.decode()
     return said == 1
+
+
+def _kept_s(job: Job) -> float:
+    said = (job.meta or {}).get("keep_key_s") or 0
+    if not isinstance(said, int | float) or not isfinite(said):
+        raise UsageError(f"job {job.key} ({job.function}): keep_key_s {said!r} (give seconds)")
+    return said
 
 
 def _weight(kwargs: Mapping[str, Any]) -> int:

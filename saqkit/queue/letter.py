@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,20 @@ _VARYING = (
 )
 
 
+def tenant_of(meta: Mapping[str, Any] | None) -> str:
+    """The tenant that a job's `meta` names, in the word that the queue knows it by; empty if none (see lines.lua)."""
+    match (meta or {}).get("tenant"):
+        case str(name):
+            return name
+        case bool(yes):
+            return str(yes).lower()
+        case int(number):
+            return str(number)
+        case float(number):
+            return f"{number:.17g}"
+    return ""
+
+
 class Addressed:
     """What the arguments and the `meta` of a job tell of whom it is for."""
 
@@ -24,7 +39,7 @@ class Addressed:
     @property
     def tenant(self) -> str:
         """Whom the job belongs to: its `meta["tenant"]`, empty if none."""
-        return str(self.meta.get("tenant", ""))
+        return tenant_of(self.meta)
 
     @property
     def users(self) -> int:

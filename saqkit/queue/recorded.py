@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from saqkit.queue.letter import tenant_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -18,24 +20,28 @@ def read(record: bytes, queue: str, run: str, clock_offset_s: float = 0.0) -> Ro
     `clock_offset_s` is what the clock that stamped the events lacks of the broker's. Beside the columns a row has
     `whom`: the users of a job whose worker could not say any more how far it came, else None.
     """
-    outcome, job, at, attempt, crashes, priority, queued_at, ready_at, taken_at, worker, text = json.loads(record)
-    row, whom = json.loads(text), None
+    outcome, job, at, attempt, crashes, priority, queued_at, ready_at, taken_at, worker, text = json.loads(
+        record.decode(errors="replace")
+    )
+    row, whom = _row(text), None
     if outcome in ("lost", "cancelled") and "kwargs" in row:  # the job's body, in place of what its worker knew
-        whom = (row["kwargs"] or {}).get("users") or []
-        row = {"function": row["function"], "meta": row.get("meta", {}), "users": len(whom)}
-    meta: Mapping[str, Any] = row.get("meta", {})
+        users = (row["kwargs"] or {}).get("users")
+        whom = users if isinstance(users, list) else []
+        row = {"function": row["function"], "meta": row.get("meta"), "users": len(whom)}
+    meta: Mapping[str, Any] = row.get("meta") or {}
+    event_at = meta.get("event_at")
     taken, finished = float(taken_at), float(at)
     users, done, failed = (int(row.get(name, 0)) for name in ("users", "users_done", "users_failed"))
     return {
         "run": run,
         "event": str(meta.get("event", "")),
-        "event_at": float(meta["event_at"]) + clock_offset_s if "event_at" in meta else float(queued_at),
+        "event_at": event_at + clock_offset_s if isinstance(event_at, int | float) else float(queued_at),
         "job": job,
         "job_type": row.get("function", ""),
         "queue": queue,
-        "parent": meta.get("parent", ""),
+        "parent": str(meta.get("parent", "")),
         "priority": int(priority),
-        "tenant": meta.get("tenant", ""),
+        "tenant": tenant_of(meta),
         "attempt": int(attempt),
         "crashes": int(crashes),
         "users": users,
@@ -56,6 +62,15 @@ def read(record: bytes, queue: str, run: str, clock_offset_s: float = 0.0) -> Ro
         "error": row.get("error", ""),
         "whom": whom,
     }
+
+
+def _row(text: str) -> Row:
+    """What a worker knew of an attempt, or a job's body; nothing, if it is not JSON but a codec's of somebody's own."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def attempts_of(rows: Iterable[Row]) -> pd.DataFrame:

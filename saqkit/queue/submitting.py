@@ -61,7 +61,7 @@ class NewJob:
         elif self.delay_s:
             job.__dict__["scheduled"] = time() + self.delay_s
         if self.unique is not None:
-            job.__dict__["unique"] = Unique(self.unique) if isinstance(self.unique, str) else self.unique
+            job.__dict__["unique"] = self.unique if isinstance(self.unique, Unique) else Unique(self.unique)
         return job
 
 
@@ -112,7 +112,7 @@ def level(priority: int | str, about: str) -> int:
     names = {level.name.lower(): int(level) for level in Priority}
     if isinstance(priority, str) and priority.lower() in names:
         return names[priority.lower()]
-    if isinstance(priority, int) and priority in names.values():
+    if isinstance(priority, int) and not isinstance(priority, bool) and priority in names.values():
         return int(priority)
     hint = did_you_mean(str(priority), names) if isinstance(priority, str) else "1 critical, 2 high, 3 normal, 4 low"
     raise UsageError(f"{about}: there is no priority {priority} ({hint})")

@@ -44,6 +44,28 @@ JOBS: dict[str, str] = {
 """Jobs that have not ended: `state` is waiting, delayed or active; `ready_at` when it can be (or could be) taken;
 `taken_at` and `worker` are of the last attempt, NaT and "" before the first; `kwargs` and `meta` are JSON."""
 
+DEAD_LETTERS: dict[str, str] = {
+    "key": "str",
+    "queue": "str",
+    "function": "str",
+    "tenant": "str",
+    "error_class": "str",
+    "reason": "str",
+    "attempts": "int32",
+    "crashes": "int32",
+    "priority": "int8",
+    "users": "int32",
+    "queued_at": MOMENT,
+    "started_at": MOMENT,
+    "died_at": MOMENT,
+    "worker": "str",
+    "kwargs": "str",
+    "meta": "str",
+    "error": "str",
+}
+"""Dead letters: `reason` is the line of `error` that says what happened; `started_at` is that of the last attempt, NaT
+where there was none; `kwargs` and `meta` are JSON."""
+
 WORKERS: dict[str, str] = {
     "worker": "str",
     "queue": "str",
@@ -92,7 +114,7 @@ async def jobs_frame(queues: Queue | Iterable[Queue], which: Which = ALL, limit:
             for name in ("kwargs", "meta"):
                 row[name] = json.dumps(row[name], default=repr, ensure_ascii=False)
             rows.append(row)
-    return _frame(rows, JOBS)
+    return typed_frame(rows, JOBS)
 
 
 async def workers_frame(queues: Queue | Iterable[Queue]) -> pd.DataFrame:
@@ -108,7 +130,7 @@ async def workers_frame(queues: Queue | Iterable[Queue]) -> pd.DataFrame:
                 "uptime_s": counts.get("uptime", math.nan) / 1000, "loop_lag_s": told.get("loop_lag_s", math.nan),
                 "loop": told.get("loop", ""),
             })  # fmt: skip
-    return _frame(rows, WORKERS)
+    return typed_frame(rows, WORKERS)
 
 
 async def statistics_frame(queues: Queue | Iterable[Queue], *, tenants: bool = False) -> pd.DataFrame:
@@ -127,7 +149,7 @@ def frame_of(counted: Iterable[Statistics]) -> pd.DataFrame:
             for value, group in of.items():
                 facts = {name: fact for name, fact in vars(group).items() if name in STATISTICS}
                 rows.append({**facts, **group.times, "queue": one.queue, "by": by, "of": str(value)})
-    return _frame(rows, STATISTICS)
+    return typed_frame(rows, STATISTICS)
 
 
 def read_csv(file: str | Path, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -146,7 +168,8 @@ def _each(queues: Queue | Iterable[Queue]) -> Iterable[Queue]:
     return queues if isinstance(queues, Iterable) else [queues]
 
 
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+def typed_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """Records as a table with these columns and dtypes; moments are given in epoch seconds."""
     made: dict[str, Any] = {name: [row.get(name) for row in rows] for name in columns}
     for name, dtype in columns.items():
         if dtype == MOMENT:

@@ -155,6 +155,9 @@ class Taker:
                             break
                     else:  # its slot went away meanwhile
                         self._queue.give_back(job)
+        except asyncio.CancelledError:
+            self._pause_s = 0.0  # a timeout has cut a pause short: whoever comes next must not wait for all of it again
+            raise
         finally:
             await self._give_up()
 

@@ -139,7 +139,8 @@ def _explain(model: type[BaseModel], error: ValidationError, data: Any, source: 
         case "tuple_type" | "list_type":
             message, shown = "should be a list", f" (given: {_short(value)})"
         case "string_pattern_mismatch":
-            message = "is no name: a letter, then at most 63 letters, digits or _ . : -"
+            marks = "at most 63 letters, digits or _ . : -" if ":" in context["pattern"] else "letters, digits or _"
+            message = f"is no name: a letter, then {marks}"
         case "value_error" | "assertion_error":
             message = message.partition(", ")[2]
             shown = shown if repr(value) not in message and str(value) not in message else ""

@@ -57,6 +57,13 @@ def _priority(value: object) -> object:
 Level = Annotated[Priority, BeforeValidator(_priority), PlainSerializer(lambda p: p.name.lower(), return_type=str)]
 
 
+Most = Annotated[int, Field(gt=0, le=1_000_000_000)]
+"""A limit: beyond a thousand million it would be none, and the queue's scripts could not write it down exactly."""
+
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A level's weight: within these bounds sums of shares stay exact enough that a level which waits has its turn."""
+
+
 class RateLimit(Part):
     """In any window of `period_s` at most `limit` jobs (or users) are taken from the queue, over all processes.
 
@@ -64,7 +71,7 @@ class RateLimit(Part):
     `users`, a job without users (a fan-out) weighs 1.
     """
 
-    limit: PositiveInt
+    limit: Most
     period_s: PositiveFloat = 1.0
     unit: Literal["jobs", "users"] = "jobs"
 
@@ -78,7 +85,7 @@ class RunningLimit(Part):
     """
 
     key: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    limit: PositiveInt
+    limit: Most
 
     @field_validator("key")
     @classmethod
@@ -95,7 +102,7 @@ class Taking(Part):
     """What decides which waiting job is taken next (`saqkit.spec.choosing` has the exact rules)."""
 
     rate_limit: RateLimit | None = None
-    weights: dict[str, PositiveFloat] | None = Field(
+    weights: dict[str, Weight] | None = Field(
         default=None,
         description="of each level: its share of what is taken while all levels wait; none: strictly by priority",
     )

@@ -16,6 +16,7 @@ from command_line import answer, saqkit
 from saq.job import Job, Status
 
 from saqkit.queue.queue import Queue
+from saqkit.queue.tables import DEAD_LETTERS, read_csv
 
 SHOP = """
 name = "shop"
@@ -205,6 +206,8 @@ def test_export_writes_what_was_chosen(tmp_path: Path) -> None:
     assert table["key"].tolist() == ["m1", "m2", "o1"]
     assert table["error"][0] == STACK.format(17)
     assert json.loads(table["kwargs"][0]) == {"order": 7, "note": "é"}
+    answer("dlq", "export", "all.parquet")
+    pd.testing.assert_frame_equal(read_csv("all.csv", DEAD_LETTERS), pd.read_parquet("all.parquet"))
     frame = pd.read_parquet(tmp_path / "mail.parquet")
     assert str(frame["died_at"].dtype) == "datetime64[us, UTC]"
     assert frame["tenant"].tolist() == ["north", "south"]

@@ -193,9 +193,14 @@ local function take_letter(key, died)
   return score
 end
 
+-- The server refuses a time that is no whole number, or too long for it: what ends a script in its middle. 100 years will do.
+local function expire(name, seconds)
+  redis.call('EXPIRE', name, string.format('%d', math.min(math.ceil(seconds), 3155760000)))
+end
+
 -- How long an ended job can still be looked up: ttl > 0 seconds, 0 for ever, -1 not at all.
 local function keep_for(key, ttl)
   if ttl < 0 then redis.call('DEL', J .. key)
-  elseif ttl > 0 then redis.call('EXPIRE', J .. key, ttl)
+  elseif ttl > 0 then expire(J .. key, ttl)
   else redis.call('PERSIST', J .. key) end
 end
