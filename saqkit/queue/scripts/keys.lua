@@ -195,7 +195,7 @@ end
 
 -- The server refuses a time that is no whole number, or too long for it: what ends a script in its middle. 100 years will do.
 local function expire(name, seconds)
-  redis.call('EXPIRE', name, string.format('%d', math.min(math.ceil(seconds), 3155760000)))
+  redis.call('PEXPIRE', name, string.format('%d', math.min(math.ceil(seconds * 1000), 3155760000000)))
 end
 
 -- How long an ended job can still be looked up: ttl > 0 seconds, 0 for ever, -1 not at all.
