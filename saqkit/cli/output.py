@@ -17,7 +17,8 @@ Tell = Callable[..., None]
 
 def emit(data: Any) -> None:
     """Print `data` as JSON; what is not a number (a percentile of nobody) is null."""
-    click.echo(json.dumps(_plain(data), indent=2, allow_nan=False, ensure_ascii=False))
+    said = json.dumps(_plain(data), indent=2, allow_nan=False, ensure_ascii=False)
+    click.echo(said.encode(errors="backslashreplace").decode())  # half a character is an escape, also in JSON
 
 
 def _plain(data: Any) -> Any:

@@ -29,6 +29,11 @@ def stored_body(queue: HeldJobs, job: Job, claim: Claim) -> bytes:
     return claim.body
 
 
+def writable(error: str | None) -> str | None:
+    """An error's text; half a character, as in a file's name that is not UTF-8, is written as Python writes it."""
+    return error and str(error).encode(errors="backslashreplace").decode()
+
+
 def row_of(queue: HeldJobs, job: Job, claim: Claim) -> str:
     """What the attempts table needs and only the worker knows, as JSON (see `saqkit.worker.recording`)."""
     facts = {"started_at": job.started / 1000 + queue.clock_offset_s, **claim.facts}

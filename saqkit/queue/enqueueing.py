@@ -141,19 +141,21 @@ class Enqueuer:
 
     def words(self, job: Job) -> Words:
         """What `enqueue.lua` is told of a job: key, body, priority, due, users, keep."""
-        queue = self._queue
+        queue, known = self._queue, job.__dict__
         level = job.priority or _NORMAL
         if isinstance(level, bool) or level not in LEVELS:
             raise UsageError(f"priority {job.priority} of job {job.key}: 1 critical, 2 high, 3 normal, 4 low")
         if job.function in queue.policies:
             job.retries = queue.policies[job.function].max_attempts
+        for text in (job.key, known["unique"].id if "unique" in known else ""):
+            _writable(text, job)
         if queue.payload is not None:
             queue.payload.refuse_elsewhere(job)
         try:
             text = queue.serialize(job)
         except (TypeError, ValueError, RecursionError) as error:
             raise not_json(job.key, job.function, {**(job.kwargs or {}), "meta": job.meta}, error) from error
-        body, known = self._fits(text, job.key, job.function), job.__dict__
+        body = self._fits(text, job.key, job.function)
         due = f"={known['fixed']:.6f}" if "fixed" in known else float(job.scheduled) if job.scheduled else 0
         keep: object = _kept_s(job)
         if "unique" in known:
@@ -240,6 +242,14 @@ def _accepted(job: Job, said: Said) -> bool:
     if isinstance(said, bytes):
         job.__dict__["twin"] = said.decode()
     return said == 1
+
+
+def _writable(text: str, job: Job) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"job {text!a} ({job.function}): half a character in its key or unique id cannot be written "
+                         "(a file's name that is not UTF-8? use os.fsencode(name).hex())") from None  # fmt: skip
 
 
 def _kept_s(job: Job) -> float:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from redis.exceptions import DataError
+
 from saqkit.queue.line import Line
 from saqkit.queue.one_task import OneTask
 from saqkit.queue.scripts_of_queue import AWAY, Backoff, call_all
@@ -99,6 +101,16 @@ class Flusher(OneTask):
                 if not calls:
                     return
                 await self._backoff.wait(error)
+            except (DataError, UnicodeError) as error:  # something cannot be written: what it is fails alone
+                if len(calls) == 1 and sum(map(len, groups.values())) <= 1:
+                    said = [error]
+                    break
+                for what, jobs in groups.items():
+                    for one in jobs:
+                        await self._send({what: [one]}, None)
+                if asked:
+                    await self._send({}, asked)
+                return
         self._backoff.over()
         if asked:
             _settle(asked[2], said.pop())

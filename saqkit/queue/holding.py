@@ -13,7 +13,7 @@ from saq.job import Job, Status
 from saq.utils import now as now_ms
 
 from saqkit.queue import fault_sites
-from saqkit.queue.ended import row_of, stored_body
+from saqkit.queue.ended import row_of, stored_body, writable
 from saqkit.queue.flushing import Flusher
 from saqkit.queue.following import POSTED, Courier, told
 from saqkit.queue.leases import Claim, LeaseKeeper
@@ -62,7 +62,7 @@ class HeldJobs(StoredJobs):
             if job.retryable:
                 return self.conclude_retry(job, error)
             status = Status.FAILED
-        result, error = hidden_end(job, result, error)
+        result, error = hidden_end(job, result, writable(error))
         job.status, job.result, job.error, job.completed = status, result, error, now_ms()
         if status == Status.COMPLETE:
             job.progress = 1.0
@@ -84,7 +84,7 @@ class HeldJobs(StoredJobs):
         assert claim is not None
         if error and error.rstrip().endswith(f"KeyError: {job.function!r}") and "self.functions[job.function]" in error:
             return self.conclude(job, Status.FAILED, error=f"UnknownFunction: this worker has no {job.function}")
-        job.error = hidden_end(job, None, error)[1]
+        job.error = hidden_end(job, None, writable(error))[1]
         row = self._row(job, claim)
         job.status, job.completed, job.started, job.progress, job.touched = Status.QUEUED, 0, 0, 0, now_ms()
         job.scheduled = 0

@@ -56,6 +56,7 @@ class Line:
 
     async def _run(self, commands: Sequence[Words]) -> list[Any]:
         connection = self._connection if self._sound else await self._connect()
+        packed = connection.pack_commands(commands)  # what cannot be written fails here, and is owed no answer
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in commands]
         self._open.extend(futures)
@@ -63,7 +64,7 @@ class Line:
             self._watch = loop.call_later(PATIENCE_S, self._look, futures[0])
         try:
             # Nothing comes between this and the writing, so that answers find their calls.
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            await connection.send_packed_command(packed, check_health=False)
         except (RedisError, OSError) as error:
             self._lose(error)
         return [await future for future in futures]

@@ -104,7 +104,7 @@ class OperatedJobs(StoredJobs):
         None: as many as it was started with. Running processes follow within five seconds; where there are fewer
         slots than jobs run, those end first. Returns what was set before. `UsageError` for less than 1.
         """
-        if slots is not None and slots < 1:
+        if slots is not None and (type(slots) is not int or slots < 1):
             raise UsageError(f"queue {self.name}: {slots} slots would take nothing (give 1 or more, or pause it)")
         before = await self.run_script("steer", "slots", "" if slots is None else slots)
         return int(before) if before else None
@@ -120,7 +120,7 @@ class OperatedJobs(StoredJobs):
         None: record no longer, and forget those recorded. `UsageError` unless 2 <= keep <= 100,000, or where a measured
         run records all of its attempts.
         """
-        if keep is not None and not 2 <= keep <= MOST_RECORDED:
+        if keep is not None and (type(keep) is not int or not 2 <= keep <= MOST_RECORDED):
             raise UsageError(f"queue {self.name}: {keep} attempts cannot be kept (2 to {MOST_RECORDED:,})")
         if await self.run_script("steer", "recording", "" if keep is None else keep) == b"1":
             raise UsageError(f"queue {self.name}: a measured run records all its attempts (wait until it is over)")

@@ -175,6 +175,8 @@ def typed_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
         if dtype == MOMENT:
             micros = np.round(np.array(made[name], dtype=np.float64) * 1e6)
             made[name] = pd.to_datetime(pd.Series(micros), unit="us", utc=True)
+        elif dtype == "str":  # half a character, which JSON allows, is no text for a table
+            made[name] = [str(text).encode(errors="backslashreplace").decode() for text in made[name]]
     return _typed(pd.DataFrame(made), columns)
 
 

@@ -12,6 +12,7 @@ from saq.job import Job, Status
 
 from saqkit.errors import SaqkitError, UsageError
 from saqkit.queue.counting import recorded_attempts, statistics
+from saqkit.queue.dead_letters import dead_letters_frame
 from saqkit.queue.queue import Queue
 from saqkit.queue.submitting import NewJob
 from saqkit.spec.topology import RateLimit, RunningLimit
@@ -147,3 +148,62 @@ async def test_a_setting_that_the_scripts_could_not_write_down_is_refused_and_no
         with pytest.raises(SaqkitError, match=name):
             await queue.configure({name: value})
     assert (await queue.settings()).configured == ()
+
+
+HALF = "caf\udce9.txt"  # what os.listdir makes of a name that is not UTF-8
+
+
+async def test_a_key_that_cannot_be_written_harms_nobody_else(queue: Queue, sound: Sound) -> None:
+    good = [queue.submit("f", key=f"k{n}") for n in range(5)]
+    odd = [queue.submit("f", key=HALF), queue.submit("f", unique=HALF)]
+    answers = await asyncio.wait_for(asyncio.gather(*good[:2], *odd, *good[2:], return_exceptions=True), 10)
+    assert [isinstance(answer, UsageError) for answer in answers] == [False, False, True, True, False, False, False]
+    assert await queue.count("queued") == 5
+    await sound(queue)
+
+
+async def test_a_call_that_cannot_be_written_leaves_the_answers_with_their_calls(queue: Queue) -> None:
+    await queue.enqueue("f", key="k")
+    for wrong in (HALF, True):
+        with pytest.raises(Exception, match=r"surrogates|Invalid input"):
+            await queue.line.call("GET", wrong)
+        assert await asyncio.wait_for(queue.line.call("ECHO", "a"), 5) == b"a"
+    assert await queue.slots() is None
+    with pytest.raises(UnicodeEncodeError):
+        await queue.cancel_keys(["k"], reason=HALF)
+    assert (await queue.cancel_keys(["k"], reason="é")).done == 1
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.ABORTED])
+async def test_an_error_that_cannot_be_written_is_kept_as_python_writes_it(queue: Queue, status: Status) -> None:
+    await queue.record_attempts(10)
+    await queue.enqueue("f", key="k", file=HALF)
+    job = await take(queue)
+    assert job.kwargs == {"file": HALF}
+    await asyncio.wait_for(queue.finish(job, status, error=f"FileNotFoundError: {HALF}"), 10)
+    ended = await queue.job("k")
+    assert ended is not None
+    assert (ended.status, ended.error) == (status, "FileNotFoundError: caf\\udce9.txt")
+    letters = await dead_letters_frame(queue)
+    assert list(letters["kwargs"]) == ['{"file": "caf\\udce9.txt"}'] * (status == Status.FAILED)
+    assert len(await recorded_attempts(queue)) == 1
+
+
+async def test_numbers_of_slots_and_of_attempts_to_keep_are_whole(queue: Queue) -> None:
+    for number in (2.5, True, 0):
+        with pytest.raises(UsageError):
+            await queue.set_slots(number)  # type: ignore[arg-type]
+        with pytest.raises(UsageError):
+            await queue.record_attempts(number)  # type: ignore[arg-type]
+    assert await queue.slots() is None
+
+
+async def test_an_end_that_cannot_be_written_harms_no_neighbour(queue: Queue) -> None:
+    for key in ("a", "odd", "b"):
+        await queue.enqueue("f", key=key)
+    jobs = [await take(queue) for _ in range(3)]
+    jobs[1].ttl = None  # type: ignore[assignment]  # the function has changed its own job
+    said = [queue.finish(job, Status.COMPLETE) for job in jobs]
+    ends = await asyncio.wait_for(asyncio.gather(*said, return_exceptions=True), 10)
+    assert [isinstance(end, Exception) for end in ends] == [False, True, False]
+    assert [(await queue.job(key)).status for key in ("a", "b")] == [Status.COMPLETE] * 2  # type: ignore[union-attr]

@@ -153,8 +153,8 @@ local function choosing()
     redis.call('ZADD', window, text(at + rules.tenant_rate[2] * math.max(1, weight / most)),
                string.format('%d:%d', number, counted))
     local empty = redis.call('ZRANGE', window, -1, -1, 'WITHSCORES')[2]
-  redis.call('SET', Q .. 'used:' .. tenant, used_by[tenant])
-  for _, name in ipairs({window, Q .. 'used:' .. tenant}) do expire(name, tonumber(empty) - at + 1) end
+    redis.call('SET', Q .. 'used:' .. tenant, used_by[tenant])
+    for _, name in ipairs({window, Q .. 'used:' .. tenant}) do expire(name, tonumber(empty) - at + 1) end
   end
 
   -- The job of a level that may go next: its key, group and owner; nil if none may. What may not is parked, at most 200 groups

@@ -82,7 +82,7 @@ local function following()
     if f[4] == f[2] then happens(batch, id, 'success', at) end
     if f[5] == '0' then
       local stays = math.ceil(math.max(tonumber(f[7]), f[6] ~= '0' and tonumber(f[8]) or 0))
-    expire(batch, stays)
+      expire(batch, stays)
       redis.call('ZADD', Q .. 'batches', text(at + stays), id)
     end
   end
