@@ -60,9 +60,6 @@ Level = Annotated[Priority, BeforeValidator(_priority), PlainSerializer(lambda p
 Most = Annotated[int, Field(gt=0, le=1_000_000_000)]
 """A limit: beyond a thousand million it would be none, and the queue's scripts could not write it down exactly."""
 
-Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
-"""A level's weight: within these bounds sums of shares stay exact enough that a level which waits has its turn."""
-
 
 class RateLimit(Part):
     """In any window of `period_s` at most `limit` jobs (or users) are taken from the queue, over all processes.
@@ -102,7 +99,7 @@ class Taking(Part):
     """What decides which waiting job is taken next (`saqkit.spec.choosing` has the exact rules)."""
 
     rate_limit: RateLimit | None = None
-    weights: dict[str, Weight] | None = Field(
+    weights: dict[str, PositiveFloat] | None = Field(
         default=None,
         description="of each level: its share of what is taken while all levels wait; none: strictly by priority",
     )
@@ -125,6 +122,9 @@ class Taking(Part):
                 raise ValueError(f'there is no priority "{name}" ({did_you_mean(name, names)})')
         if weights is not None and (missing := [name for name in names if name not in weights]):
             raise ValueError(f"the weight of {' and '.join(missing)} is missing: each of the four levels needs one")
+        for name, weight in (weights or {}).items():
+            if not 1e-6 <= weight <= 1e6:  # beyond, sums of shares are not exact enough for each level to have its turn
+                raise ValueError(f"the weight of {name} should be between 0.000001 and 1,000,000")
         return weights and {name: weights[name] for name in names}
 
     @field_validator("running_limits")
