@@ -283,7 +283,7 @@ def test_health_tells_monitors_how_it_is_and_when_it_cannot_tell(do: Do[Any], wo
         said = json.loads(done.stdout)
         return done.returncode, said["status"], [f"{one['level']} {one['what']}" for one in said["problems"]]
 
-    assert health() == (0, "healthy", [])
+    wait_until(lambda: health() == (0, "healthy", []))  # a process that is ready tells of itself a moment later
     assert saqkit("pause", "--all", "--by", "ada").returncode == 0
     do(lambda queue: queue.enqueue_each("notify", ({} for _ in range(100))))
     assert health() == (1, "degraded", ["warning waiting", "warning paused"])
