@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from saqkit.spec.workload import Workload
 from sim import predict
 from sim.engine.costs import PARTS, Costs
 from sim.engine.coverage import beyond_fast
+from sim.engine.fast.compiled import held_back
 from sim.engine.fast.engine import run_fast
 from sim.engine.model import Model
 from sim.fit.profile import Profile
@@ -326,6 +328,21 @@ def test_the_compiled_kernel_returns_them_too() -> None:
     pytest.importorskip("numba")
     for topology, deployment, workload, relieved in HARD.values():
         assert_equal(topology, deployment, workload, seed=7, relieved=relieved, compiles=True)
+
+
+def test_an_interrupt_waits_until_compiled_code_has_ended() -> None:
+    reached = []
+
+    def run() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert reached
+    with pytest.raises(KeyboardInterrupt):  # and afterwards all is as before
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_deadline_stops_both_at_the_same_moment() -> None:

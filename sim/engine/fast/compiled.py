@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -81,6 +85,33 @@ def compiled() -> Any:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(twin)
     except RuntimeError:  # neither beside the source nor in the user's own folder can anything be written
         return numba.njit(nogil=True, error_model="numpy")(twin)
+
+
+def call(kernel: Any, tables: Any, sends: Sends) -> tuple[Any, ...]:
+    """What the compiled kernel returns. Compiling it, if it is not yet, can be interrupted; running it cannot."""
+    from numba import typeof
+
+    type_of: Any = typeof  # numba has no annotations
+    kernel.compile((type_of(tables), type_of(sends)))
+    with held_back():
+        found: tuple[Any, ...] = kernel(tables, sends)
+    return found
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let a Ctrl-C act afterwards: raised while numba makes Python's objects, it crashes the process."""
+    if threading.current_thread() is not threading.main_thread():  # it is no other thread that signals interrupt
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def pays(users: int) -> bool:

@@ -16,7 +16,7 @@ from saqkit.spec.topology import Topology
 from saqkit.spec.workload import Arrival, Workload
 from sim.engine.costs import Costs
 from sim.engine.draws import TEMPORARY
-from sim.engine.fast.compiled import as_arrays, as_views, compiled, pays
+from sim.engine.fast.compiled import as_arrays, as_views, call, compiled, pays
 from sim.engine.fast.kernel import DEAD, NO_DRAW, NO_ROOM, STUCK, simulate
 from sim.engine.fast.sends import Sends, deal
 from sim.engine.fast.tables import Tables, flatten
@@ -54,7 +54,7 @@ def run_fast(
     sends, everybody, most, scale = deal(topology, providers, arrivals, seed), False, users, 1
     while True:
         roomy = _with_room(topology, tables, sends, scale)
-        found = kernel(as_arrays(roomy), sends) if kernel else simulate(roomy, as_views(sends))
+        found = call(kernel, as_arrays(roomy), sends) if kernel else simulate(roomy, as_views(sends))
         # Where jobs time out, more may happen than is foreseen: then more is foreseen, and all begins again.
         if found[0] == NO_ROOM:
             scale *= 4
