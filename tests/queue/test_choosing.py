@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from saqkit.queue.queue import Queue
@@ -68,6 +68,20 @@ a_step = st.one_of(
     st.tuples(st.just("rules"), some_rules),
     st.tuples(st.just("advance"), st.integers(1, 5)),
 )
+
+
+def _jobs(*of: tuple[int, str]) -> list[dict[str, Any]]:
+    plain = {"users": 1, "function": "f", "customer": None, "by_meta": False}
+    return [{"level": level, "tenant": tenant, **plain} for level, tenant in of]
+
+
+# What leaves a tenant's window is forgotten also where the job of another is taken then.
+LEFT_MEANWHILE = (
+    Taking(weights={"critical": 8, "high": 4, "normal": 2, "low": 1},
+           tenant_rate_limit=RateLimit(limit=2, period_s=4.0)),
+    [("enqueue", _jobs((1, ""), (1, ""), (1, ""))), ("take", 1, False), ("advance", 1), ("enqueue", _jobs((2, "a"))),
+     ("advance", 3), ("take", 1, False)],
+)  # fmt: skip
 
 
 class Twins:
@@ -218,6 +232,7 @@ def test_the_server_takes_what_the_rules_say(redis_url: str, examples: int) -> N
 
         @settings(max_examples=examples, deadline=None, database=None, derandomize=examples == 100,
                   suppress_health_check=list(HealthCheck))  # fmt: skip
+        @example(*LEFT_MEANWHILE)
         @given(some_rules, st.lists(a_step, min_size=20, max_size=50))
         def follow(taking: Taking, steps: list[tuple[Any, ...]]) -> None:
             twins, said = Twins(client, taking), []

@@ -111,10 +111,13 @@ local function choosing()
   local function used(tenant, at_text)
     if not used_by[tenant] then
       local window, sum = Q .. 'tenant:' .. tenant, tonumber(redis.call('GET', Q .. 'used:' .. tenant) or '0')
-      for _, gone in ipairs(redis.call('ZRANGEBYSCORE', window, '-inf', at_text)) do
+      local over = redis.call('ZRANGEBYSCORE', window, '-inf', at_text)
+      for _, gone in ipairs(over) do
         sum = sum - tonumber(string.match(gone, ':(%d+)$'))
         redis.call('ZREM', window, gone)
       end
+      -- At once: perhaps another tenant's job is taken, and what has left the window must not count for ever.
+      if #over > 0 then redis.call('SET', Q .. 'used:' .. tenant, sum, 'KEEPTTL') end
       used_by[tenant] = sum
     end
     return used_by[tenant]
