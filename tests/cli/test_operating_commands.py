@@ -306,7 +306,7 @@ def test_the_concurrency_of_running_workers_is_changed(do: Do[Any], worker: None
     wait_until(lambda: slots() == [2])
     assert answer("concurrency", NAME) == {"queue": NAME, "slots": None}
     assert answer("concurrency", NAME, "7") == {"queue": NAME, "slots": 7}
-    wait_until(lambda: slots() == [7], within_s=5)
+    wait_until(lambda: slots() == [7])
     assert "notifications" in saqkit("workers").stdout
     assert "as it was started with" in saqkit("concurrency", NAME, "--reset").stdout
-    wait_until(lambda: slots() == [2], within_s=5)
+    wait_until(lambda: slots() == [2])
