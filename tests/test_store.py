@@ -153,9 +153,8 @@ async def test_numbered_users_are_quick_and_only_the_missing_ones_are_added(stor
 async def test_an_audience_is_paged_in_order_and_once(store: Store) -> None:
     await store.add_numbered_users(500)
     audience = Audience(roles=("parent", "teacher"), tenant="north")
-    event = await announce(store, audience)
     seen: list[int] = []
-    while page := await store.audience_page(event, seen[-1] if seen else 0, 17):
+    while page := await store.audience_page(audience, seen[-1] if seen else 0, 17):
         assert len(page) <= 17
         seen += page
     assert seen == [n for n in range(1, 501) if n % 10 >= 6 and n % 3 == 1]
@@ -164,11 +163,10 @@ async def test_an_audience_is_paged_in_order_and_once(store: Store) -> None:
 
 async def test_who_comes_and_goes_during_the_fan_out_neither_skips_nor_doubles_the_others(store: Store) -> None:
     await store.add_numbered_users(30)
-    event = await announce(store)
-    first = await store.audience_page(event, 0, 10)
+    first = await store.audience_page(Audience(), 0, 10)
     await store.remove_users([3, 15])
     await store.add_users([UserRow("new@school.example")])
-    second = await store.audience_page(event, first[-1], 100)
+    second = await store.audience_page(Audience(), first[-1], 100)
     assert first == list(range(1, 11))
     assert second == [n for n in range(11, 32) if n != 15]
 
@@ -226,7 +224,9 @@ async def test_a_known_key_returns_the_first_event(store: Store) -> None:
 
 async def test_an_event_of_a_tenant_stays_in_the_tenant(store: Store) -> None:
     await store.add_numbered_users(9)
-    assert await store.audience_page(await announce(store, tenant="north"), 0, 100) == [1, 4, 7]
+    event = await store.event(await announce(store, tenant="north"))
+    assert event is not None
+    assert await store.audience_page(event.audience, 0, 100) == [1, 4, 7]
     with pytest.raises(UsageError, match='"north" cannot reach people of tenant "south"'):
         await announce(store, Audience(tenant="south"), tenant="north")
 
@@ -266,8 +266,6 @@ async def test_a_fan_out_resumes_from_its_cursor_and_counts_a_repeated_page_once
 
 
 async def test_a_fan_out_of_an_unknown_event_is_refused(store: Store) -> None:
-    with pytest.raises(UsageError, match="there is no event 404"):
-        await store.audience_page(404, 0, 10)
     with pytest.raises(StoreError) as caught:
         await store.advance_fan_out(404, "announce", 1, 1, 1, False)
     assert "\n" not in str(caught.value)

@@ -124,7 +124,7 @@ class Announcer:
             await enqueue([new_job(self.topology, job_type, f"{job_type}:{event.id}", event, priority=int(priority))])
             return
         after = 0
-        while page := await self.store.audience_page(event.id, after, 1000):
+        while page := await self.store.audience_page(event.audience, after, 1000):
             await enqueue(
                 [
                     new_job(self.topology, job_type, f"{job_type}:{event.id}:{user}", event, [user], int(priority))

@@ -154,7 +154,7 @@ class Application:
             return {"users": found, "batches": batches}
         while True:
             with attempt.database():
-                page = await self.store.audience_page(event.id, cursor, size)
+                page = await self.store.audience_page(event.audience, cursor, size)
             jobs = []
             for start in range(0, len(page), edge.batch_size):
                 before = page[start - 1] if start else cursor

@@ -292,11 +292,9 @@ class Store:
 
     # -- fan-out
 
-    async def audience_page(self, event_id: int, after: int, limit: int) -> list[int]:
-        """Ids of the next `limit` active users of the event's audience, all greater than `after`, in order."""
-        if (event := await self.event(event_id)) is None:
-            raise UsageError(f"there is no event {event_id}")
-        members = select(users.c.id).where(users.c.id > after, *_members(event.audience))
+    async def audience_page(self, audience: Audience, after: int, limit: int) -> list[int]:
+        """Ids of the next `limit` active users of the audience, all greater than `after`, in order."""
+        members = select(users.c.id).where(users.c.id > after, *_members(audience))
         page = members.order_by(users.c.id).limit(limit)
         if self._as_json:
             as_one = select(func.json_group_array(page.subquery().c.id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from saq.utils import now as now_ms
 from saqkit.queue import fault_sites
 from saqkit.queue.connecting import blocking_twin
 from saqkit.queue.scripts_of_queue import AWAY, digest, refusals, source
+from saqkit.spec.interpreter import SWITCH_S
 
 logger = logging.getLogger("saqkit")
 
@@ -54,6 +56,7 @@ class LeaseKeeper:
     """A daemon thread that renews the leases of the claims it is told of, every third of a lease.
 
     A claim is renewed up to its `until` (monotonic seconds: the job's timeout), so that a job which hangs is recovered.
+    So that the thread has its turn beside a loop which never sleeps, the process' switch interval is set to `SWITCH_S`.
     """
 
     def __init__(self, client: aioredis.Redis, keys: list[str], lease_s: float) -> None:
@@ -69,6 +72,7 @@ class LeaseKeeper:
         with self._lock:
             self._claims.add(claim)
         if self._thread is None:
+            sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
             self._thread = threading.Thread(target=self._run, name="saqkit-leases", daemon=True)
             self._thread.start()
 

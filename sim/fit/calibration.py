@@ -14,6 +14,7 @@ import pandas as pd
 
 from saqkit.errors import ProfileError
 from saqkit.spec import trace
+from saqkit.spec.interpreter import SWITCH_S
 from saqkit.spec.runs import Run
 from sim.fit.families import FEWEST, fit_times
 from sim.fit.matching import matched
@@ -40,7 +41,6 @@ LOOP_JOB_S = 3e-4  # per job, outside its task
 WAKES = 3  # of an attempt besides those of its users: its start and its database steps
 BUSY = 0.7  # of the time; a loop that computes longer keeps those waiting who come back to it
 HANDING = 0.25  # of the client's part of a call to the broker: handing a transaction to a thread, and being told of it
-SWITCH_S = 0.005  # CPython's switch interval, which the kit leaves as it is
 IDLE_CPU = 0.02  # per second and process, whatever happens
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from saqkit.errors import DescriptionError, ProfileError
 from saqkit.spec.base import Part
 from saqkit.spec.distributions import Distribution
+from saqkit.spec.interpreter import SWITCH_S
 from saqkit.spec.topology import JobType, Share, Topology
 from sim.engine.costs import Costs, ProviderCosts, TypeCosts
 
@@ -163,7 +164,7 @@ class Profile(Part):
                 enqueue_s=Estimate(value=3e-5),
                 restart_s=Estimate(value=1.5),
                 handing_s=Estimate(value=2e-5),
-                switch_s=0.005,
+                switch_s=SWITCH_S,
                 spread=0.0,
             ),
             job_types={"batch": nominal_type(fan_out=False), "fan-out": nominal_type(fan_out=True)},

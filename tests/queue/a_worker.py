@@ -1,4 +1,4 @@
-"""A worker process for the tests: a_worker.py URL hold|crash|take|block|stock [NUMBER]."""
+"""A worker process for the tests: a_worker.py URL hold|crash|take|block|spin|stock [NUMBER]."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ async def block(ctx: dict[str, Any]) -> None:
     time.sleep(2 * LEASE_S)
 
 
+async def spin(ctx: dict[str, Any]) -> None:
+    """Keep the event loop at work, in turns of 0.3 ms without any sleep: its selector lets go of the interpreter, for
+    a moment."""
+    end = time.monotonic() + 4 * LEASE_S
+    while (now := time.monotonic()) < end:
+        while time.monotonic() < now + 3e-4:
+            pass
+        await asyncio.sleep(0)
+
+
 async def quick(ctx: dict[str, Any]) -> None:
     await asyncio.sleep(0.002)
 
@@ -57,4 +67,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "take":
         asyncio.run(take(RateLimit(limit=int(sys.argv[3]), period_s=0.3, unit=sys.argv[4])))  # type: ignore[arg-type]
     else:
-        asyncio.run(Worker(make(), [hold, crash, block, quick], concurrency=int(sys.argv[3])).start())
+        asyncio.run(Worker(make(), [hold, crash, block, spin, quick], concurrency=int(sys.argv[3])).start())

@@ -154,6 +154,19 @@ async def test_leases_outlive_an_outage_longer_than_themselves(
         await asyncio.to_thread(server.stop)
 
 
+async def test_a_loop_that_never_sleeps_keeps_its_lease(
+    watcher: Queue, start_worker: Start, until: Until, counts: Counts
+) -> None:
+    assert await watcher.enqueue("spin", key="spin", timeout=0, retries=1)
+    start_worker("spin", "1")
+    await until(has(watcher, "active", 1), 20)
+    lookout = asyncio.create_task(watcher.dequeue())  # it sweeps
+    await until(has(watcher, "incomplete", 0), 6 * LEASE_S)
+    lookout.cancel()
+    await asyncio.wait([lookout])
+    assert await counts(watcher) == {"complete": 1}
+
+
 async def test_a_process_needs_a_handful_of_connections(make_queue: Callable[..., Queue]) -> None:
     queue, looking = make_queue(), make_queue("other")
     slots = [asyncio.create_task(queue.dequeue()) for _ in range(50)]
