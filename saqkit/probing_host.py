@@ -84,7 +84,7 @@ async def probe(redis_url: str | None = None, *, seconds: float = 2.0) -> Probe:
     )
 
 
-def yardstick(seconds: float = 0.25) -> float:
+def yardstick(seconds: float = 0.5) -> float:
     """`Probe.cpu_scale` as it is in this process and minute: blocks for `seconds`.
 
     To be called beside each run, while nothing of the run is busy: a run whose yardstick is 15 % off the others' was
