@@ -18,6 +18,7 @@ from math import floor
 from saqkit.spec.backoff import LONGEST_DELAY_S, Retry
 from saqkit.spec.deployment import Deployment
 from saqkit.spec.draws import Stream, uniform
+from saqkit.spec.interpreter import PYTHONS_SWITCH_S
 from saqkit.spec.lifecycle import Action
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import BrokerRestart, KillWorker, ProviderOutage, Workload
@@ -215,7 +216,9 @@ class StockModel(Model):
         self.up_s = uniform(seed, Stream.JITTER, 0, 2) * SWEEP_S if up_s is None else up_s
         self.trip_cpu_s, self.failed_cpu_s = TRIP_CPU * costs.client_cpu_s, FAILED_CPU * costs.client_cpu_s
         trip_s = TRIP_BROKER_CPU * costs.broker_cpu_s
-        charged = replace(costs, enqueue_s=self.trip_cpu_s, broker_cpu_s=trip_s, broker_job_cpu_s=trip_s)
+        switch_s = PYTHONS_SWITCH_S if costs.switch_s else 0.0  # ours is shorter, for the sake of leases
+        charged = replace(costs, enqueue_s=self.trip_cpu_s, broker_cpu_s=trip_s, broker_job_cpu_s=trip_s,
+                          switch_s=switch_s)  # fmt: skip
         super().__init__(topology, deployment, workload, charged, seed, relieved, tick_phase_s)
 
     def processes(self) -> list[tuple[str, ...]]:

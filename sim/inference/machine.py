@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 IDLE_S = 0.1
 """A job that has waited for so long beside a free slot waits for something else."""
+TOUCH_S, TOUCH = 0.005, 0.1
+"""Who began by so much before another's end, in seconds and as a share of the other's time, had its slot: the end is
+written down when the broker has heard of it, and the slot may have gone on by then."""
 
 
 def most_at_once(starts: NDArray[np.float64], ends: NDArray[np.float64]) -> int:
@@ -22,10 +25,12 @@ def most_at_once(starts: NDArray[np.float64], ends: NDArray[np.float64]) -> int:
 
 def slots_of(rows: pd.DataFrame) -> int:
     """Slots of each worker for the queue of `rows`: as many as any one of them used at once."""
-    return max(
-        most_at_once(part["started_at"].to_numpy(float), part["finished_at"].to_numpy(float))
-        for _, part in rows.groupby("worker")
-    )
+
+    def used(part: pd.DataFrame) -> int:
+        starts, ends = part["started_at"].to_numpy(float), part["finished_at"].to_numpy(float)
+        return most_at_once(starts, ends - np.minimum(TOUCH_S, TOUCH * (ends - starts)))
+
+    return max(used(part) for _, part in rows.groupby("worker"))
 
 
 def processes_of(frame: pd.DataFrame) -> dict[tuple[str, ...], int]:
