@@ -1,32 +1,31 @@
-"""Opening a database: its address, its rules for transactions, its errors as one line, and its tables."""
+"""Opening a database or its replica: its address, its rules for transactions, its errors as one line."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 from filelock import AsyncFileLock
 from filelock import Timeout as LockTimeout
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from saqkit.app import tables
+from saqkit.app import migrations, tables
 from saqkit.errors import StoreError
 
 # A writer holds SQLite for milliseconds; a wait of seconds means that somebody else holds it by hand.
 BUSY_TIMEOUT_S = 10.0
 # One process migrates, the others wait for it this long.
 MIGRATION_TIMEOUT_S = 60.0
-_ADVISORY_LOCK = 0x5A90_4B17
-
-# UPGRADES[n] carries a database from version n to n + 1. Version 1 is the first that exists.
-UPGRADES: Mapping[int, Callable[[Connection], None]] = {}
+# A replica may hear of a migration later than who has just waited for it.
+REPLICA_LAG_S = 10.0
 
 Dialect = Literal["sqlite", "postgresql"]
 Result = TypeVar("Result")
@@ -65,6 +64,32 @@ class Database:
             raise
         return database
 
+    @classmethod
+    async def open_replica(cls, url: str, main: Database, *, pool_size: int = 5) -> Database:
+        """Connect to a replica of `main`, for reading: its server refuses to write for these connections.
+
+        Both have to be PostgreSQL. Raises `StoreError`, also if the replica does not have the tables of `main`.
+        """
+        if main.dialect == "sqlite":
+            raise StoreError(f"{main.where}: SQLite has no replicas; unset SAQKIT_REPLICA_URL, or use PostgreSQL")
+        replica = cls(_engine(url, pool_size, reads_only=True), pool_size)
+        try:
+            if replica.dialect == "sqlite":
+                raise StoreError(f"{replica.where}: a SQLite file is no replica of {main.where}: name a PostgreSQL")
+            began = time.monotonic()
+            while (found := await replica.read(migrations.version)) != tables.VERSION:
+                if time.monotonic() - began > REPLICA_LAG_S:
+                    has = "no tables of saqkit" if found is None else f"schema {found}"
+                    raise StoreError(
+                        f"{replica.where}: has {has}, {main.where} has schema {tables.VERSION}: it is not its replica,"
+                        " or far behind"
+                    )
+                await asyncio.sleep(0.1)
+        except BaseException:
+            await replica.close()
+            raise
+        return replica
+
     async def close(self) -> None:
         """Waits for transactions that have begun, also for those whose callers were cancelled."""
         if isinstance(self._engine, AsyncEngine):
@@ -94,6 +119,8 @@ class Database:
 
     async def _migrate(self) -> None:
         """Create the tables or carry them over, by one process at a time; refuse what a newer saqkit has made."""
+        if await self.read(_is_current):
+            return
         async with AsyncExitStack() as stack:
             if self.dialect == "sqlite":
                 lock = AsyncFileLock(f"{self.where}.lock", timeout=MIGRATION_TIMEOUT_S)
@@ -106,7 +133,7 @@ class Database:
                 mode = await self.read(lambda reader: reader.exec_driver_sql("PRAGMA journal_mode = WAL").scalar())
                 if mode != "wal":
                     raise StoreError(f"{self.where}: SQLite cannot use WAL here ({mode}); use a local disk")
-            await self.write(partial(_upgrade, where=self.where))
+            await self.write(partial(migrations.bring_up_to_date, where=self.where))
 
     def _explained(self, error: BaseException) -> StoreError:
         cause = getattr(error, "orig", None) or error
@@ -122,7 +149,14 @@ class Database:
         return StoreError(f"{self.where}: {reason}")
 
 
-def _engine(url: str, pool_size: int) -> Engine | AsyncEngine:
+def _is_current(connection: Connection) -> bool:
+    """Whether nothing has to be done, as at almost every start; to know it takes no lock."""
+    if connection.dialect.name == "sqlite" and connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+        return False
+    return migrations.version(connection) == tables.VERSION
+
+
+def _engine(url: str, pool_size: int, *, reads_only: bool = False) -> Engine | AsyncEngine:
     known = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
     try:
         address = make_url(url)
@@ -132,7 +166,7 @@ def _engine(url: str, pool_size: int) -> Engine | AsyncEngine:
         case "sqlite" | "sqlite+aiosqlite":
             return _sqlite_engine(address.set(drivername="sqlite"), pool_size)
         case "postgresql" | "postgres" | "postgresql+asyncpg":
-            return _postgresql_engine(address.set(drivername="postgresql+asyncpg"), pool_size)
+            return _postgresql_engine(address.set(drivername="postgresql+asyncpg"), pool_size, reads_only)
         case other:
             raise StoreError(f'databases of kind "{other}" are not supported: {known}')
 
@@ -163,9 +197,10 @@ def _in_thread(engine: Engine, writes: bool, function: Callable[[Connection], Re
         return function(connection)
 
 
-def _postgresql_engine(address: URL, pool_size: int) -> AsyncEngine:
+def _postgresql_engine(address: URL, pool_size: int, reads_only: bool) -> AsyncEngine:
+    driver = {"server_settings": {"default_transaction_read_only": "on"}} if reads_only else {}
     try:
-        return create_async_engine(address, pool_size=pool_size, max_overflow=0)
+        return create_async_engine(address, pool_size=pool_size, max_overflow=0, connect_args=driver)
     except ModuleNotFoundError as error:
         raise StoreError("PostgreSQL needs asyncpg, which is not installed: pip install saqkit[postgresql]") from error
 
@@ -178,24 +213,3 @@ def _failures(dialect: Dialect) -> tuple[type[Exception], ...]:
     import asyncpg
 
     return (*common, asyncpg.PostgresError, asyncpg.InterfaceError)
-
-
-def _upgrade(connection: Connection, where: str) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-    present = set(inspect(connection).get_table_names())
-    if tables.schema.name not in present:
-        if foreign := sorted(present & set(tables.metadata.tables)):
-            raise StoreError(f'{where}: has a table "{foreign[0]}" that saqkit did not make; use a database of its own')
-        tables.metadata.create_all(connection)
-        connection.execute(tables.schema.insert(), {"version": tables.VERSION})
-        return
-    version = cast("int", connection.execute(tables.schema.select()).scalar_one())
-    if version > tables.VERSION:
-        raise StoreError(
-            f"{where}: was made by a newer saqkit (schema {version}, this one knows {tables.VERSION}); update saqkit"
-        )
-    for step in range(version, tables.VERSION):
-        UPGRADES[step](connection)
-    if version < tables.VERSION:
-        connection.execute(tables.schema.update(), {"version": tables.VERSION})

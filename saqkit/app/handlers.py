@@ -60,7 +60,6 @@ class Application:
         self.ledger = Ledger(store)
         self._sample_every, self._steps_file = sample_every, steps_file
         self._steps: TextIO | None = None
-        self._events: dict[int, EventRow] = {}
 
     def functions(self) -> list[tuple[str, Handler]]:
         """(name, function) of every job type."""
@@ -107,12 +106,9 @@ class Application:
             self._write_steps(job, attempt)
 
     async def _event(self, event: int) -> EventRow:
-        if event not in self._events:
-            row = await self.store.event(event)
-            if row is None:
-                raise SaqkitError(f"event {event} is not in this database: worker and announcer must use the same one")
-            self._events = {**dict(list(self._events.items())[-99:]), event: row}
-        return self._events[event]
+        if (row := await self.store.event(event)) is None:
+            raise SaqkitError(f"event {event} is not in this database: worker and announcer must use the same one")
+        return row
 
     # --- fan out -----------------------------------------------------------------------------------------------------
 

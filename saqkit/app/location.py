@@ -10,6 +10,11 @@ import platformdirs
 from saqkit.errors import StoreError
 
 
+def replica_url() -> str | None:
+    """`SAQKIT_REPLICA_URL`: a replica of the database of `SAQKIT_DATABASE_URL`, from which audiences are read."""
+    return os.environ.get("SAQKIT_REPLICA_URL") or None
+
+
 def database_url(url: str | None = None) -> str:
     """`url`, else `SAQKIT_DATABASE_URL`, else a SQLite file in the state folder (`SAQKIT_STATE` moves it).
 

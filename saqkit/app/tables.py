@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -17,12 +19,30 @@ from sqlalchemy import (
     text,
 )
 
-# Raised by every change of a table, together with a step in database.UPGRADES that carries an older database over.
-VERSION = 1
+# Raised by every change of a table, together with a file in migrations/ that carries an older database over.
+VERSION = 2
 
 metadata = MetaData()
 
 schema = Table("saqkit_schema", metadata, Column("version", Integer, nullable=False))
+
+# Whoever has people, or was added, is a tenant; "" is a school or shop that has no tenants.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+institutions = Table(
+    "institutions",
+    metadata,
+    Column("tenant", ForeignKey(tenants.c.name), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
 
 # AUTOINCREMENT: an id is never given to somebody else, so that a ledger row keeps meaning the same person.
 users = Table(
@@ -35,6 +55,8 @@ users = Table(
     Column("tenant", Text, nullable=False),
     Column("active", Boolean, nullable=False),
     UniqueConstraint("tenant", "email"),
+    # A page of a tenant's audience is one stretch of this; by the unique key each page would sort all of the tenant.
+    Index("users_by_tenant", "tenant", "id"),
     sqlite_autoincrement=True,
 )
 
@@ -94,4 +116,74 @@ notifications = Table(
     Column("sent_at", Double),
     CheckConstraint("status IN ('pending', 'sent', 'failed')", name="notifications_status"),
     sqlite_with_rowid=False,
+)
+
+# No foreign key to users here either: an order, a mark and an audit entry outlive the person.
+orders = Table(
+    "orders",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("user_id", Integer, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("amount_cents", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("payment", Text, nullable=False),
+    Column("payment_reference", Text, nullable=False),
+    Column("payment_error", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("settled_at", Double),
+    UniqueConstraint("tenant", "key"),
+    CheckConstraint("payment IN ('pending', 'paid', 'declined')", name="orders_payment"),
+    CheckConstraint("amount_cents > 0", name="orders_amount"),
+    Index("orders_by_user", "tenant", "user_id", "id"),
+    sqlite_autoincrement=True,
+)
+# What the provider has charged once pays one order.
+Index(
+    "orders_payment_reference",
+    orders.c.tenant,
+    orders.c.payment_reference,
+    unique=True,
+    sqlite_where=text("payment_reference <> ''"),
+    postgresql_where=text("payment_reference <> ''"),
+)
+# The poller looks for what is open: a handful of rows, however many were ever paid.
+Index(
+    "orders_open",
+    orders.c.created_at,
+    sqlite_where=text("payment = 'pending'"),
+    postgresql_where=text("payment = 'pending'"),
+)
+
+# One row for each pupil and day. `day` is an ISO date, which sorts as text and needs no type of the database's own.
+attendance = Table(
+    "attendance",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("institution", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("user_id", Integer, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("marked_by", Text, nullable=False),
+    Column("marked_at", Double, nullable=False),
+    ForeignKeyConstraint(["tenant", "institution"], ["institutions.tenant", "institutions.name"]),
+    CheckConstraint("status IN ('present', 'absent', 'late', 'excused')", name="attendance_status"),
+    sqlite_with_rowid=False,
+)
+
+# Who did what to which queue, job or setting. Rows are only ever added.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("audit_by_tenant", "tenant", "id"),
+    sqlite_autoincrement=True,
 )

@@ -90,14 +90,14 @@ async def _announce(
 ) -> dict[str, Any]:
     from saqkit import broker
     from saqkit.app.announcing import Announcer
-    from saqkit.app.location import database_url
+    from saqkit.app.location import database_url, replica_url
     from saqkit.app.store import Store
     from saqkit.queue.building import build_queues
     from saqkit.queue.scripts_of_queue import AWAY
 
     async with AsyncExitStack() as stack:
         url = await asyncio.to_thread(broker.resolve, redis)
-        store = await stack.enter_async_context(await Store.open(database_url()))
+        store = await stack.enter_async_context(await Store.open(database_url(), replica_url=replica_url()))
         queues = build_queues(topology, url)
         for queue in queues.values():
             stack.push_async_callback(queue.disconnect)

@@ -82,7 +82,8 @@ def worker(
     The second time they are given back at once, without an attempt being counted; the third time all is killed.
 
     The broker is $REDIS_URL or the embedded one, the database $SAQKIT_DATABASE_URL or a SQLite file in the state
-    folder, the SMTP server $SAQKIT_SMTP_URL. $SAQKIT_LOOP is asyncio, uvloop or auto (uvloop where it is installed).
+    folder, its replica for reading audiences $SAQKIT_REPLICA_URL, the SMTP server $SAQKIT_SMTP_URL. $SAQKIT_LOOP is
+    asyncio, uvloop or auto (uvloop where it is installed).
 
     The exit status is 0 after SIGTERM, 130 after Ctrl-C and 129 after SIGHUP if every process ended well; else that
     of the first one that did not: its own, or 128 + n if signal n ended it. It is 2 if a process cannot start.
@@ -208,7 +209,7 @@ async def _tell_statistics(wanted: _Wanted, url: str, store: Store, launcher: La
 async def _checked(wanted: _Wanted, stack: AsyncExitStack) -> tuple[str, str, Store]:
     """The addresses of broker and database, and the database, once both answer and the providers can be made."""
     from saqkit import broker
-    from saqkit.app.location import database_url
+    from saqkit.app.location import database_url, replica_url
     from saqkit.app.mail import build_providers
     from saqkit.app.store import Store
     from saqkit.worker.connections import check_room
@@ -219,16 +220,18 @@ async def _checked(wanted: _Wanted, stack: AsyncExitStack) -> tuple[str, str, St
     await asyncio.to_thread(broker.check, url)
     if warning := await asyncio.to_thread(check_room, url, len(wanted.slots), wanted.processes):
         click.echo(f"saqkit: warning: {warning}", err=True)
-    return url, database, await stack.enter_async_context(await Store.open(database))
+    store = await Store.open(database, replica_url=replica_url())
+    return url, database, await stack.enter_async_context(store)
 
 
 def _configurations(wanted: _Wanted, url: str, database: str) -> list[Configuration]:
+    from saqkit.app.location import replica_url
     from saqkit.worker.process import Configuration
 
     return [
         Configuration(
-            topology=wanted.topology.to_dict(), broker=url, database=database, slots=wanted.slots,
-            name=f"{socket.gethostname()}.{os.getpid()}.{number}", grace_s=wanted.grace_s,
+            topology=wanted.topology.to_dict(), broker=url, database=database, replica=replica_url(),
+            slots=wanted.slots, name=f"{socket.gethostname()}.{os.getpid()}.{number}", grace_s=wanted.grace_s,
             log_level="INFO" if wanted.verbose else "WARNING",
         )
         for number in range(wanted.processes)

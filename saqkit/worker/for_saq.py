@@ -9,7 +9,7 @@ from typing import Any
 
 from saqkit import broker
 from saqkit.app.handlers import Application, after_process, handlers
-from saqkit.app.location import database_url
+from saqkit.app.location import database_url, replica_url
 from saqkit.app.mail import build_providers
 from saqkit.app.store import Store
 from saqkit.errors import DescriptionError
@@ -27,7 +27,7 @@ def settings() -> dict[str, Any]:
 
     From the environment: `SAQKIT_TOPOLOGY` (a shipped name or a file; default school-events), `SAQKIT_QUEUE` (default:
     where arriving users go first), `REDIS_URL` (default: the embedded broker, which is started if need be),
-    `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_SMTP_URL`.
+    `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_REPLICA_URL`, `SAQKIT_SMTP_URL`.
     """
     topology = load(os.environ.get("SAQKIT_TOPOLOGY", "school-events"))
     name = os.environ.get("SAQKIT_QUEUE", topology.entry_queue)
@@ -41,7 +41,7 @@ def settings() -> dict[str, Any]:
     async def startup(ctx: dict[str, Any]) -> None:
         if warning := await asyncio.to_thread(check_room, url, 1):
             logger.warning(warning)
-        store = await Store.open(database_url())
+        store = await Store.open(database_url(), replica_url=replica_url())
         application = Application(topology, store, queues, build_providers(topology, 0))
         ctx["application"] = application
         lag = LoopLag(lambda: [job.function for job in list(ctx["worker"].job_task_contexts)], metadata)

@@ -40,7 +40,7 @@ class Configuration:
     `cores`: the only cores it may use (Linux). `environ` is laid over the environment's settings of mail. `relay`:
     whether it may deliver what was announced while the broker was away. `fires`: whether the topology's schedules fire
     here. `loop`: see `event_loop`. `again`: it takes the place of one that died, so it waits for a broker that is away
-    at its start.
+    at its start. `replica`: of the database, from which audiences are read.
     """
 
     topology: dict[str, Any]
@@ -60,6 +60,7 @@ class Configuration:
     environ: dict[str, str] = field(default_factory=dict)
     loop: str = "auto"
     again: bool = False
+    replica: str | None = None
 
     def to_json(self) -> str:
         """The configuration as JSON."""
@@ -99,7 +100,7 @@ async def serve(config: Configuration) -> None:
     queues = build_queues(topology, config.broker, seed=config.seed, prefix=config.prefix)
     application = Application(
         topology,
-        await Store.open(config.database),
+        await Store.open(config.database, replica_url=config.replica),
         queues,
         build_providers(topology, config.seed, {**os.environ, **config.environ}),
         sample_every=config.sample_every,

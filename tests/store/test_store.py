@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import statistics
-import subprocess
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,20 +18,6 @@ from sqlalchemy import Connection, text
 from saqkit.app.audience import Audience
 from saqkit.app.store import GONE, Progress, Recipient, SendResult, Store, UserRow
 from saqkit.errors import StoreError, UsageError
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/store.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
-@pytest.fixture
-async def store(store_url: str) -> AsyncIterator[Store]:
-    async with await Store.open(store_url) as opened:
-        yield opened
 
 
 async def announce(store: Store, audience: Audience | None = None, **given: str) -> int:
@@ -486,71 +469,3 @@ async def test_a_lock_held_by_somebody_is_an_error_of_one_line(tmp_path: Path, m
         holder.close()
         await announce(store)
         assert len(await store.undelivered()) == 1
-
-
-WRITER = textwrap.dedent("""
-    import asyncio, sys, time
-    from saqkit.app.ledger import Ledger
-    from saqkit.app.store import SendResult, Store
-
-    async def main(url: str, event: int, mine: int) -> None:
-        async with await Store.open(url) as store:
-            print("ready", flush=True)
-            sys.stdin.readline()
-            ledger, done = Ledger(store), 0
-
-            async def slot(n: int) -> None:
-                nonlocal done
-                while time.time() < ends and done < 1_000:
-                    first, done = mine * 20_000 + done * 20, done + 1
-                    recipients = (await store.begin_batch(event, range(first + 1, first + 21), "email")).pending
-                    assert len(recipients) == 20
-                    for r in recipients:
-                        ledger.add(SendResult(event, r.user, "email", "sent", f"<{r.user}>", sent_at=time.time()))
-                        await asyncio.sleep(0)
-                    await ledger.flush()
-
-            ends = time.time() + 2
-            await asyncio.gather(*(slot(n) for n in range(5)))
-            await ledger.close()
-            print(done, flush=True)
-
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
-""")
-
-
-async def test_four_processes_write_one_database_without_a_lock_error(store_url: str) -> None:
-    async with await Store.open(store_url) as store:
-        await store.add_numbered_users(80_000)
-        event = await announce(store)
-        command = [sys.executable, "-c", WRITER, store_url, str(event)]
-        pipe = subprocess.PIPE
-        writers = [
-            subprocess.Popen([*command, str(n)], stdin=pipe, stdout=pipe, stderr=pipe, text=True) for n in range(4)
-        ]
-        try:
-            for writer in writers:
-                assert writer.stdout is not None
-                assert await asyncio.to_thread(writer.stdout.readline) == "ready\n"
-            ends = await asyncio.gather(*(asyncio.to_thread(writer.communicate, "go\n", 60) for writer in writers))
-        finally:
-            for writer in writers:
-                writer.kill()
-                writer.wait()
-        assert [(writer.returncode, errors) for writer, (_, errors) in zip(writers, ends, strict=True)] == [(0, "")] * 4
-        batches = [int(output) for output, _ in ends]
-        assert min(batches) > 0
-        total = 20 * sum(batches)
-        assert await store.progress(event) == Progress(total, 0, total, 0, 100.0, fan_out_finished=False)
-
-
-async def test_several_processes_may_open_a_fresh_database_at_once(store_url: str) -> None:
-    opening = "import asyncio, sys; from saqkit.app.store import Store; asyncio.run(Store.open(sys.argv[1]))"
-    openers = [
-        subprocess.Popen([sys.executable, "-c", opening, store_url], stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    ends = await asyncio.gather(*(asyncio.to_thread(opener.communicate, None, 60) for opener in openers))
-    assert [(opener.returncode, errors) for opener, (_, errors) in zip(openers, ends, strict=True)] == [(0, "")] * 3
-    async with await Store.open(store_url) as store:
-        assert await store.count_users() == 0

@@ -1,0 +1,134 @@
+"""Who was at school, by tenant, institution and day."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from typing import Any, Literal
+
+from sqlalchemy import Connection, TextClause, select, text
+
+from saqkit.app.database import Dialect
+from saqkit.app.store.part import Part, now
+from saqkit.app.tables import attendance, institutions
+from saqkit.errors import UsageError
+from saqkit.spec.base import did_you_mean
+
+Status = Literal["present", "absent", "late", "excused"]
+STATUSES = ("present", "absent", "late", "excused")
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """What a marking changed: pupils who had no mark that day, and pupils who had another one."""
+
+    new: int
+    corrected: int
+
+
+@dataclass(frozen=True, slots=True)
+class PupilDays:
+    """How often a pupil was marked as what, in the days of a report; `name` is empty if the person is gone."""
+
+    user: int
+    name: str
+    present: int
+    absent: int
+    late: int
+    excused: int
+
+
+class Attendance(Part):
+    """Marks of all tenants; nothing of a tenant is read or changed without its name."""
+
+    async def mark(
+        self,
+        tenant: str,
+        institution: str,
+        day: date,
+        marks: Mapping[int, Status],
+        *,
+        by: str = "",
+        at: float | None = None,
+    ) -> Marked:
+        """Store `marks` (status by user id) of one day in one transaction; doing it again changes nothing.
+
+        Raises `UsageError`, and stores nothing, for a status that there is not, an institution that the tenant does not
+        have, or a pupil who is not of the tenant.
+        """
+        for user, status in marks.items():
+            if status not in STATUSES:
+                raise UsageError(f'"{status}" (user {user}) is no mark: {did_you_mean(status, STATUSES)}')
+        rows = json.dumps([[user, status] for user, status in sorted(marks.items())])
+        place = {"tenant": tenant, "institution": institution, "day": day.isoformat()}
+        marked = {**place, "rows": rows, "by": by, "at": now(at)}
+        unknown, before, put = _statements(self._database.dialect)
+
+        def store(connection: Connection) -> Marked:
+            # Two who mark one institution take turns, so that each mark is new only once.
+            ours = (institutions.c.tenant == tenant, institutions.c.name == institution)
+            held = select(institutions.c.name).where(*ours).with_for_update(key_share=True)
+            if connection.execute(held).scalar() is None:
+                raise UsageError(f'tenant "{tenant}" has no institution "{institution}"')
+            stranger = connection.execute(unknown, {"tenant": tenant, "rows": rows}).scalar()
+            if stranger is not None:
+                raise UsageError(f'user {stranger} is not of tenant "{tenant}"')
+            known, corrected = connection.execute(before, {**place, "rows": rows}).one()
+            connection.execute(put, marked)
+            return Marked(len(marks) - known, corrected)
+
+        return await self._database.write(store)
+
+    async def of_day(self, tenant: str, institution: str, day: date) -> dict[int, str]:
+        """Status by user id, in order of user id."""
+        ours = (attendance.c.tenant == tenant, attendance.c.institution == institution)
+        that_day = select(attendance.c.user_id, attendance.c.status).where(*ours, attendance.c.day == day.isoformat())
+        ordered = that_day.order_by(attendance.c.user_id)
+        return await self._database.read(lambda connection: dict(connection.execute(ordered).tuples()))
+
+    async def report(self, tenant: str, institution: str, first: date, last: date) -> list[PupilDays]:
+        """Every pupil who was marked from `first` to `last`, both included, in order of user id."""
+        values: dict[str, Any] = {"tenant": tenant, "institution": institution}
+        values |= {"first": first.isoformat(), "last": last.isoformat()}
+        rows = await self._database.read(lambda connection: connection.execute(_REPORT, values).all())
+        return [PupilDays(*row) for row in rows]
+
+
+@cache
+def _statements(dialect: Dialect) -> tuple[TextClause, TextClause, TextClause]:
+    """Who is not of the tenant; how many are marked, and otherwise; mark them. The rows are one parameter."""
+    rows = {
+        "sqlite": "json_each(CAST(:rows AS TEXT))",
+        "postgresql": "jsonb_array_elements(CAST(:rows AS jsonb)) AS t(value)",
+    }[dialect]
+    marks = f"(SELECT CAST(value ->> 0 AS INTEGER) AS user_id, value ->> 1 AS status FROM {rows})"
+    of_day = "a.tenant = :tenant AND a.institution = :institution AND a.day = :day AND a.user_id = m.user_id"
+    return (
+        text(
+            f"SELECT min(m.user_id) FROM {marks} AS m"
+            " WHERE NOT EXISTS (SELECT 1 FROM users AS u WHERE u.id = m.user_id AND u.tenant = :tenant)"
+        ),
+        text(
+            "SELECT count(*), count(*) FILTER (WHERE a.status <> m.status)"
+            f" FROM {marks} AS m JOIN attendance AS a ON {of_day}"
+        ),
+        text(
+            "INSERT INTO attendance (tenant, institution, day, user_id, status, marked_by, marked_at)"
+            " SELECT CAST(:tenant AS TEXT), CAST(:institution AS TEXT), CAST(:day AS TEXT), m.user_id, m.status,"
+            f" CAST(:by AS TEXT), CAST(:at AS DOUBLE PRECISION) FROM {marks} AS m WHERE TRUE"
+            " ON CONFLICT (tenant, institution, day, user_id) DO UPDATE SET status = excluded.status,"
+            " marked_by = excluded.marked_by, marked_at = excluded.marked_at"
+            " WHERE attendance.status <> excluded.status"
+        ),
+    )
+
+
+_COUNTS = ", ".join(f"count(*) FILTER (WHERE a.status = '{status}')" for status in STATUSES)
+_REPORT = text(
+    f"SELECT a.user_id, coalesce(u.name, ''), {_COUNTS} FROM attendance AS a LEFT JOIN users AS u ON u.id = a.user_id"
+    " WHERE a.tenant = :tenant AND a.institution = :institution AND a.day BETWEEN :first AND :last"
+    " GROUP BY a.user_id, u.name ORDER BY a.user_id"
+)
