@@ -87,7 +87,8 @@ class Attendance(Part):
         ours = (attendance.c.tenant == tenant, attendance.c.institution == institution)
         that_day = select(attendance.c.user_id, attendance.c.status).where(*ours, attendance.c.day == day.isoformat())
         ordered = that_day.order_by(attendance.c.user_id)
-        return await self._database.read(lambda connection: dict(connection.execute(ordered).tuples()))
+        rows = await self._database.read(lambda connection: connection.execute(ordered).all())
+        return {user: status for user, status in rows}  # noqa: C416 (dict() of rows has no type)
 
     async def report(self, tenant: str, institution: str, first: date, last: date) -> list[PupilDays]:
         """Every pupil who was marked from `first` to `last`, both included, in order of user id."""
