@@ -13,7 +13,8 @@ import pytest
 
 import saqkit
 import sim
-from saqkit.cli.demonstration import DemoResult, demonstrate, fit_the_minute
+from saqkit.cli.demonstration import DemoResult, demonstrate
+from saqkit.cli.fitting_the_minute import fit_the_minute
 from saqkit.errors import UsageError
 from saqkit.spec.topology import Topology
 from saqkit.spec.trace import MEASURES

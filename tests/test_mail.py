@@ -453,12 +453,28 @@ async def test_providers_are_built_as_described_or_as_the_environment_says() -> 
         build_providers(topology, 1, {"SAQKIT_SMTP_SENDER": "nobody"})
 
 
-def test_an_sms_provider_stays_as_described() -> None:
+@pytest.mark.parametrize(
+    ("channel", "kind"), [("sms", Simulated), ("api.payment", Simulated), ("email", Smtp), ("email.welcome", Smtp)]
+)
+def test_a_server_for_emails_replaces_providers_of_emails_only(channel: str, kind: type[object]) -> None:
     data = load("school-events").to_dict()
     name = next(iter(data["providers"]))
-    data["providers"][name]["channel"] = "sms"
+    data["providers"][name]["channel"] = channel
     topology = type(load("school-events")).parse(data)
-    assert isinstance(build_providers(topology, 1, {"SAQKIT_SMTP_URL": "smtp://127.0.0.1:1"})[name], Simulated)
+    assert isinstance(build_providers(topology, 1, {"SAQKIT_SMTP_URL": "smtp://127.0.0.1:1"})[name], kind)
+
+
+@pytest.mark.parametrize(
+    ("channel", "said"),
+    [("emial", 'there is no channel "emial" (did you mean "email"?)'), ("email.A b", "what follows the dot")],
+)
+def test_a_channel_that_is_none_is_refused(channel: str, said: str) -> None:
+    data = load("school-events").to_dict()
+    data["providers"]["email"]["channel"] = channel
+    with pytest.raises(DescriptionError) as wrong:
+        type(load("school-events")).parse(data, "school.toml")
+    assert "school.toml: providers.email.channel" in str(wrong.value)
+    assert said in str(wrong.value)
 
 
 def test_the_sink_says_which_port_is_taken() -> None:

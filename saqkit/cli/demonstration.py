@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,21 +14,16 @@ from typing import Any
 
 import sim
 from saqkit.cli.demo_report import picture_of, report_of, table_of
+from saqkit.cli.fitting_the_minute import arriving, fit_the_minute
+from saqkit.cli.output import table
 from saqkit.errors import UsageError
 from saqkit.firing import Progress
 from saqkit.measuring import measure
-from saqkit.spec.overriding import override
 from saqkit.spec.probing import Probe
 from saqkit.spec.runs import Run
 from saqkit.spec.topology import Topology
 from sim.prediction import NEXT_SEED
 
-RUNS_S = 30.0
-"""What both real runs together may take on a nominal host, so that all fits a minute with the probe and start-up."""
-JOBS = 50
-"""Users are cut into about so many jobs, so that the picture shows a curve and the slots have several turns each."""
-LONGEST_DELAY_S = 1.0
-MOST_SLOTS = 80
 SCREEN = (
     "makespan_s",
     "throughput_users_per_s",
@@ -100,20 +96,27 @@ async def demonstrate(
     start = time.monotonic()
     shaped, slots, overrides = fit_the_minute(topology, users, calibration_users, workers)
     echo(f"saqkit demo: {topology.title or topology.name}")
-    echo(f"Changed to fit the minute: {'; '.join(overrides.values()) or 'nothing'}.")
+    if topology.story:
+        echo(textwrap.fill(topology.story, 100))
+    echo(f"Changed to fit the minute: {'; '.join(dict.fromkeys(overrides.values())) or 'nothing'}.")
 
     echo(f"\n1. A small real run: {calibration_users:,} users, 1 worker process")
-    small = await measure(
-        shaped, users=calibration_users, workers=1, concurrency=slots, seed=seed + 1, progress=progress
-    )
+    first = arriving(shaped, calibration_users)
+    small = await measure(shaped, workload=first, workers=1, concurrency=slots, seed=seed + 1, progress=progress)
     echo(f"   {small!r}")
     profile = await asyncio.to_thread(sim.calibrate, small)
     echo(f"\n2. Fitted: {profile!r}")
 
     # The seed that `compare` predicts with: what is compared below is this very prediction.
+    second = arriving(shaped, users)
     prediction = await asyncio.to_thread(
         lambda: sim.predict(
-            shaped, users=users, workers=workers, concurrency=slots, profile=profile, seed=seed + NEXT_SEED
+            shaped,
+            workload=second,
+            workers=workers,
+            concurrency=slots,
+            profile=profile,
+            seed=seed + NEXT_SEED,
         )
     )
     cell, predicted_at = prediction.combinations[0], datetime.now(UTC)
@@ -128,7 +131,7 @@ async def demonstrate(
     began_at = datetime.now(UTC)
     run = await measure(
         shaped,
-        users=users,
+        workload=second,
         workers=workers,
         concurrency=slots,
         seed=seed,
@@ -136,6 +139,7 @@ async def demonstrate(
         progress=progress,
     )
     echo(f"   {run!r}")
+    echo(textwrap.indent(what_happened(run), "   "))
     comparison = await asyncio.to_thread(sim.compare, run, profile)
     echo(f"\n5. Side by side\n{table_of(comparison, SCREEN)}")
     for reason in caveats(small, comparison):
@@ -162,55 +166,17 @@ async def demonstrate(
     return result
 
 
-def fit_the_minute(
-    topology: Topology, users: int, calibration_users: int, workers: int
-) -> tuple[Topology, int | None, dict[str, str]]:
-    """The topology changed so that both runs end within `RUNS_S` on a nominal host, the slots (None: its own), and
-    what was changed, by path, with the reason.
-
-    Batches become smaller, always. Only while that is not enough, and only where it helps: no retry waits longer than a
-    second, then rate limits are lifted, then every queue gets more slots.
-    """
-    changes: dict[str, str] = {}
-    batch = max(1, users // JOBS)
-    for name, job in topology.job_types.items():
-        if job.fan_out and job.fan_out.batch_size > batch:
-            path = f"job_types.{name}.fan_out.batch_size"
-            topology = override(topology, {path: batch})
-            changes[path] = (
-                f"batches of {batch} users instead of {job.fan_out.batch_size:,}, so that there are about {JOBS} jobs"
-            )
-
-    def takes_s(shaped: Topology, slots: int | None = None) -> float:
-        runs = ((calibration_users, 1), (users, workers))
-        return sum(
-            sim.predict(shaped, users=n, workers=w, concurrency=slots, replications=1)
-            .combinations[0]
-            .measures["makespan_s"]["mean"]
-            for n, w in runs
-        )
-
-    took_s = takes_s(topology)
-    for path, value, reason in _shortcuts(topology):
-        if took_s > RUNS_S and (shorter_s := takes_s(shaped := override(topology, {path: value}))) < 0.95 * took_s:
-            topology, took_s, changes[path] = shaped, shorter_s, reason
-    slots, own = None, max(queue.concurrency for queue in topology.queues.values())
-    while took_s > RUNS_S and (more := 2 * (slots or own)) <= MOST_SLOTS:
-        slots, took_s = more, takes_s(topology, more)
-        changes["concurrency"] = f"{slots} slots in each worker process instead of {own}"
-    return topology, slots, changes
-
-
-def _shortcuts(topology: Topology) -> Iterator[tuple[str, Any, str]]:
-    """(path, value, reason) of what may make a run shorter without changing what it does, the mildest first."""
-    for name, job in topology.job_types.items():
-        if (longest := max(job.retry.schedule(), default=0.0)) > LONGEST_DELAY_S:
-            reason = f"retries of {name} wait {LONGEST_DELAY_S:g} s at most instead of {longest:g} s"
-            yield f"job_types.{name}.retry.cap_s", LONGEST_DELAY_S, reason
-    for name, queue in topology.queues.items():
-        if limit := queue.rate_limit:
-            reason = f"no rate limit on {name} instead of {limit.limit} {limit.unit} in {limit.period_s:g} s"
-            yield f"queues.{name}.rate_limit", "none", reason
+def what_happened(run: Run) -> str:
+    """A row for each job type: how often it was executed, whom it served, what was tried again, and the waits."""
+    rows: list[list[object]] = []
+    for name, job in run.topology.job_types.items():
+        done = run.attempts[run.attempts["job_type"] == name]
+        if len(done):
+            waits = (done["started_at"] - done["ready_at"]).quantile(0.95)
+            outcomes = [int((done["outcome"] == one).sum()) for one in ("retry", "dead")]
+            users = [int(done[column].sum()) for column in ("users_done", "users_failed")]
+            rows.append([job.queue, name, len(done), *users, *outcomes, float(waits)])
+    return table(["queue", "job type", "attempts", "users done", "failed", "retried", "dead", "wait p95 s"], rows)
 
 
 def caveats(small: Run, comparison: sim.Comparison) -> list[str]:

@@ -44,6 +44,10 @@ def describe(topology: Topology, now: float | None = None) -> str:
         lines += _indented(_entry_lines(topology, entry, f"entry: {entry.share * 100:.4g} % of the arrivals", drawn))
     for schedule in topology.schedules:
         lines += _indented(_entry_lines(topology, schedule.entry(), f"schedule {schedule.name}", drawn))
+    arriving = {one.topic for one in topology.entry} | {one.topic for one in topology.schedules}
+    for name in topology.topics:
+        if name not in arriving:
+            lines += _indented(_entry_lines(topology, Entry(topic=name), "(published by the application only)", drawn))
     for name in topology.job_types:
         if name not in drawn:
             lines += _indented(["(enqueued by the application only)", *_job_lines(topology, name, "└─ ", drawn)])

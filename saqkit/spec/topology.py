@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from enum import IntEnum
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -34,6 +36,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}
 Share = Annotated[float, Field(ge=0, le=1)]
 SHIPPED = Path(__file__).parent.parent / "topologies"
 CALLBACKS = ("on_complete", "on_success", "on_death")
+MEDIA = ("api", "email", "sms")
 
 
 class Priority(IntEnum):
@@ -246,6 +249,15 @@ class CircuitBreaker(Part):
     reset_s: PositiveFloat = 30.0
 
 
+def _channel(channel: str) -> str:
+    medium, dot, purpose = channel.partition(".")
+    if medium not in MEDIA:
+        raise ValueError(f'there is no channel "{medium}" ({did_you_mean(medium, MEDIA)})')
+    if dot and not re.fullmatch(r"[a-z0-9-]{1,40}", purpose):
+        raise ValueError(f'channel "{channel}": what follows the dot has small letters, digits or -, as email.welcome')
+    return channel
+
+
 class Provider(Part):
     """Who delivers a message: `simulated` (latency and failures drawn here) or `smtp` (a real server).
 
@@ -256,8 +268,10 @@ class Provider(Part):
     """
 
     kind: Literal["simulated", "smtp"] = "simulated"
-    channel: Literal["email", "sms"] = Field(
-        default="email", description="of an event the ledger lets each user be reached once by each channel"
+    channel: Annotated[str, AfterValidator(_channel)] = Field(
+        default="email",
+        description="email, sms or api (a call to another system); after a dot, which of several messages: of an event "
+        "the ledger lets each user be reached once by each channel",
     )
     latency: Distribution = Lognormal(mean_s=0.075, cv=0.5)
     temporary_share: Share = 0.0
@@ -272,6 +286,11 @@ class Provider(Part):
         default=None, description="sends at once in each worker process; others wait, first in first out; none: any"
     )
     breaker: CircuitBreaker | None = Field(default=None, description="one circuit in each worker process")
+
+    @property
+    def medium(self) -> str:
+        """The channel without which of several messages: `email`, `sms` or `api`."""
+        return self.channel.partition(".")[0]
 
     @property
     def guarded(self) -> bool:

@@ -19,7 +19,7 @@ def build_providers(
     """A provider per name of the topology; `seed` keys the simulated draws. `pool_size` bounds each SMTP pool where the
     topology gives no number of connections.
 
-    `SAQKIT_SMTP_URL` in `environ` replaces every provider of channel email by that server (see `smtp.Server.parse`),
+    `SAQKIT_SMTP_URL` in `environ` replaces every provider of emails by that server (see `smtp.Server.parse`),
     `SAQKIT_SMTP_SENDER` whom their messages are from. Raises `DescriptionError` for an address that is of no use.
     """
     url, sender = environ.get("SAQKIT_SMTP_URL"), environ.get("SAQKIT_SMTP_SENDER")
@@ -28,13 +28,13 @@ def build_providers(
         raise DescriptionError("is no sender", key="SAQKIT_SMTP_SENDER", value=sender, hint=hint)
     providers: dict[str, Provider] = {}
     for name, spec in topology.providers.items():
-        if spec.channel == "email":
+        if spec.medium == "email":
             changes = {"kind": "smtp", "url": url} if url else {}
             spec = spec.model_copy(update=changes | ({"sender": sender} if sender else {}))
         if spec.kind == "smtp":
             from saqkit.app.mail.smtp import Smtp  # aiosmtplib takes a while to import, and most runs are simulated
 
-            key = "SAQKIT_SMTP_URL" if url and spec.channel == "email" else f"providers.{name}.url"
+            key = "SAQKIT_SMTP_URL" if url and spec.medium == "email" else f"providers.{name}.url"
             providers[name] = Smtp(name, spec, pool_size=spec.connections or pool_size, key=key)
         else:
             providers[name] = Simulated(name, spec, seed)

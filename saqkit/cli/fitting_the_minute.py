@@ -1,0 +1,104 @@
+"""What `saqkit demo` changes in a topology so that its two real runs fit a minute, and who arrives in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import sim
+from saqkit.spec.overriding import override
+from saqkit.spec.topology import Topology
+from saqkit.spec.workload import Recorded, Workload
+
+RUNS_S = 30.0
+"""What both real runs together may take on a nominal host, so that all fits a minute with the probe and start-up."""
+JOBS = 50
+"""Users are cut into about so many jobs, so that the picture shows a curve and the slots have several turns each."""
+LONGEST_DELAY_S = 1.0
+MOST_SLOTS = 80
+QUICKEST = 1 / 32
+"""The least share that is left of how long providers take."""
+GROUP = 50
+"""Where a topology has several entries, users come in groups of at most so many, all at once."""
+
+
+def fit_the_minute(
+    topology: Topology, users: int, calibration_users: int, workers: int
+) -> tuple[Topology, int | None, dict[str, str]]:
+    """The topology changed so that both runs end within `RUNS_S` on a nominal host, the slots (None: its own), and
+    what was changed, by path, with the reason.
+
+    Batches become smaller, always. Only while that is not enough, and only where it helps: no retry waits longer than a
+    second, then rate limits are lifted, then every queue gets more slots, and at last providers take less time.
+    """
+    changes: dict[str, str] = {}
+    batch = max(1, users // JOBS)
+    for name, job in topology.job_types.items():
+        if job.fan_out and job.fan_out.batch_size > batch:
+            path = f"job_types.{name}.fan_out.batch_size"
+            topology = override(topology, {path: batch})
+            changes[path] = (
+                f"batches of {batch} users instead of {job.fan_out.batch_size:,}, so that there are about {JOBS} jobs"
+            )
+
+    def takes_s(shaped: Topology, slots: int | None = None) -> float:
+        runs = ((calibration_users, 1), (users, workers))
+        return sum(
+            sim.predict(shaped, workload=arriving(shaped, n), workers=w, concurrency=slots, replications=1)
+            .combinations[0]
+            .measures["makespan_s"]["mean"]
+            for n, w in runs
+        )
+
+    took_s = takes_s(topology)
+    for path, value, reason in _shortcuts(topology):
+        if took_s > RUNS_S and (shorter_s := takes_s(shaped := override(topology, {path: value}))) < 0.95 * took_s:
+            topology, took_s, changes[path] = shaped, shorter_s, reason
+    slots, own = None, max(queue.concurrency for queue in topology.queues.values())
+    while took_s > RUNS_S and (more := 2 * (slots or own)) <= MOST_SLOTS:
+        slots, took_s = more, takes_s(topology, more)
+        changes["concurrency"] = f"{slots} slots for each queue of a worker process instead of {_own_slots(topology)}"
+    share = 1.0
+    while took_s > RUNS_S and share > QUICKEST and (quicker := _quicker(topology)):
+        share, topology = share / 2, override(topology, quicker)
+        took_s = takes_s(topology, slots)
+        changes |= {path: f"{path.split('.')[1]} takes {share:.2g} of its time" for path in quicker}
+    return topology, slots, changes
+
+
+def _own_slots(topology: Topology) -> str:
+    found = sorted({queue.concurrency for queue in topology.queues.values()})
+    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _quicker(topology: Topology) -> dict[str, float]:
+    """Half the mean time of every provider of a kind that has one; by path."""
+    latencies = {f"providers.{name}.latency.mean_s": one.latency for name, one in topology.providers.items()}
+    own = ("constant", "exponential", "lognormal", "gamma")
+    return {path: latency.mean_s / 2 for path, latency in latencies.items() if latency.kind in own}
+
+
+def arriving(topology: Topology, users: int) -> Workload:
+    """`users` users at once: as one event, or where there are several entries through each its share of them."""
+    if len(topology.entry) == 1:
+        return Workload.burst(users)
+    names, sizes, due, came = list[str](), list[int](), 0.0, 0
+    for entry in topology.entry:
+        due += entry.share * users
+        while (group := min(GROUP, round(due) - came)) > 0:
+            names.append(entry.topic or str(entry.job_type))
+            sizes.append(group)
+            came += group
+    return Workload(arrivals=Recorded(at_s=(0.0,) * len(sizes), users=tuple(sizes), entries=tuple(names)))
+
+
+def _shortcuts(topology: Topology) -> Iterator[tuple[str, Any, str]]:
+    """(path, value, reason) of what may make a run shorter without changing what it does, the mildest first."""
+    for name, job in topology.job_types.items():
+        if (longest := max(job.retry.schedule(), default=0.0)) > LONGEST_DELAY_S:
+            reason = f"retries of {name} wait {LONGEST_DELAY_S:g} s at most instead of {longest:g} s"
+            yield f"job_types.{name}.retry.cap_s", LONGEST_DELAY_S, reason
+    for name, queue in topology.queues.items():
+        if limit := queue.rate_limit:
+            reason = f"no rate limit on {name} instead of {limit.limit} {limit.unit} in {limit.period_s:g} s"
+            yield f"queues.{name}.rate_limit", "none", reason

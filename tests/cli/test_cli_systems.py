@@ -1,0 +1,93 @@
+"""The commands of capacity on each of the systems that ship."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command_line import answer, saqkit, says, start
+
+from saqkit.spec.topology import load, shipped
+
+PEOPLE = "email,name,role\n" + "".join(f"p{n}@school.example,P{n},student\n" for n in range(12))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_system_is_listed_shown_predicted_and_planned(name: str) -> None:
+    [listed] = [one for one in answer("systems") if one["name"] == name]
+    topology = load(name)
+    assert listed == {
+        "name": name, "title": topology.title, "queues": [*topology.queues], "job_types": [*topology.job_types],
+    }  # fmt: skip
+    shown = saqkit("show", name).stdout
+    assert max(map(len, shown.splitlines())) <= 100
+    assert all(word in shown for word in (*topology.queues, *topology.job_types, *topology.topics))
+    asked = (name, "--users", "20", "--profile", "nominal", "--replications", "2")
+    [predicted] = answer("predict", *asked, "--set", "providers.email.permanent_share=0")
+    assert predicted["users_done"]["mean"] >= 20
+    planned = answer("plan", *asked, "--target", "drain<=1h")
+    assert (planned["feasible"], planned["workers"]) == (True, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if name != "school-events"])
+def test_a_system_is_measured(name: str) -> None:
+    topology = load(name)
+    quick = [f"providers.{provider}.latency.mean_s=0.005" for provider in topology.providers]
+    quick += [f"providers.{provider}.{share}_share=0" for provider in topology.providers
+              for share in ("temporary", "permanent")]  # fmt: skip
+    said = answer("measure", name, "--users", "20", *(word for one in quick for word in ("--set", one)))
+    assert said["users_done"] >= 20
+    assert said["users_failed"] == said["dead"] == said["retries"] == 0
+
+
+@pytest.fixture
+def people(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker, and a database with twelve students."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("SAQKIT_DATABASE_URL", f"sqlite:///{tmp_path / 'people.db'}")
+    (tmp_path / "people.csv").write_text(PEOPLE)
+    assert answer("users", "import", str(tmp_path / "people.csv"))["added"] == 12
+
+
+@contextmanager
+def worker(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker of a system whose providers answer at once; it is ended by SIGTERM and must end well."""
+    quick = [f"providers.{provider}.{field}" for provider in load(name).providers
+             for field in ("latency.mean_s=0.002", "temporary_share=0", "permanent_share=0")]  # fmt: skip
+    process = start("worker", name, *(word for one in quick for word in ("--set", one)), *arguments)
+    try:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.row("000.13", "001.8")
+@pytest.mark.usefixtures("people")
+def test_a_worker_logs_what_it_serves_and_what_it_does() -> None:
+    with worker("school-events", "--verbose") as process:
+        says(process, "serves 5 x notifications")
+        event = answer("announce", "--title", "Sports day", "--audience", "all")["event"]
+        for words in (
+            f"processing job announce:{event} for event {event}",
+            f"event {event}: found 12 users, 1 batches of 100",
+            f"job notify:{event}:0: 12 of 12 users served",
+        ):
+            says(process, words)
+
+
+@pytest.mark.row("003.10", "003.11")
+@pytest.mark.usefixtures("people")
+def test_orders_of_the_shop_are_announced_and_served_by_a_worker() -> None:
+    with worker("shop", "--processes", "2") as process:
+        says(process, "ready:")
+        said = answer("announce", "--topology", "shop", "--title", "Order", "--audience", "students", "--wait")
+        assert {key: said[key] for key in ("rows", "sent", "failed", "pending")} == {
+            "rows": 36, "sent": 36, "failed": 0, "pending": 0,
+        }, "a payment, an email and a text message for each of twelve orders"  # fmt: skip
