@@ -17,7 +17,7 @@ NBVAL     := $(BIN)/pytest --nbval-current-env --nbval-cell-timeout=120 -p no:ra
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos accuracy lint format notebooks pictures report lab lock clean
+.PHONY: help demo test chaos accuracy lint format notebooks pictures systems report lab lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,9 @@ notebooks: $(READY) ## Execute every notebook in place
 
 pictures: $(READY) ## Draw the pictures of docs/priorities_and_limits.md again
 	$(BIN)/python docs/pictures/priorities_and_limits.py
+
+systems: $(READY) ## Write docs/systems.md, the rows of the five systems with their tests, again
+	$(BIN)/python docs/systems.py
 
 report: $(READY) ## Write every notebook as HTML without code into build/reports
 	$(BIN)/jupyter nbconvert --to html --no-input --output-dir build/reports $(NOTEBOOKS)

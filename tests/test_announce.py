@@ -43,6 +43,7 @@ async def until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:
 
 
 @pytest.mark.parametrize("users", [100, 100_000])
+@pytest.mark.row("000.3", "000.11")
 async def test_it_returns_at_once_with_the_first_job_queued_for_any_audience(
     redis_url: str, tmp_path: Path, users: int
 ) -> None:
@@ -63,6 +64,7 @@ async def test_a_key_that_was_used_before_starts_nothing_again(redis_url: str, t
         assert await queue.count("queued") == 1
 
 
+@pytest.mark.row("000.19")
 async def test_while_the_broker_is_away_the_event_is_saved_and_the_relay_delivers_it_once(tmp_path: Path) -> None:
     broker = PrivateBroker()
     started = await asyncio.to_thread(broker.start)
@@ -125,6 +127,7 @@ async def test_an_entrys_priority_is_kept_with_the_event(
         assert (saved.topic, job.priority) == (topic, priority)
 
 
+@pytest.mark.row("002.11")
 async def test_a_job_type_without_fan_out_gets_one_job_for_each_user_once(redis_url: str, tmp_path: Path) -> None:
     async with announcing(redis_url, tmp_path, users=2500) as (announcer, _, queue):
         made = await announcer.announce(title="x", entry=Entry(job_type="notify"), patience_s=30)

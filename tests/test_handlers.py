@@ -173,6 +173,7 @@ def message_ids(sink: SmtpSink) -> Counter[str]:
     return Counter(message.message_id for message in sink.messages)
 
 
+@pytest.mark.row("000.20")
 async def test_a_thousand_users_over_smtp_of_whom_some_are_refused_for_ever_and_some_for_a_while(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ async def test_a_thousand_users_over_smtp_of_whom_some_are_refused_for_ever_and_
             assert sum(row["users_failed"] for row in rows) == 3
 
 
+@pytest.mark.row("003.11", "004.16")
 async def test_a_worker_killed_amid_its_emails_repeats_few_and_skips_nobody(redis_url: str, tmp_path: Path) -> None:
     with SmtpSink() as sink:
         async with (
@@ -279,6 +281,7 @@ class Odd(RecordingProvider):
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.row("000.19")
 async def test_one_failing_user_never_stops_the_others(redis_url: str, tmp_path: Path, lanes: int) -> None:
     topology = lab(
         job_types__notify__send_concurrency=lanes,

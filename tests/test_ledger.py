@@ -75,6 +75,7 @@ async def test_flush_returns_when_everything_added_is_committed(store: Counting)
     await ledger.close()
 
 
+@pytest.mark.row("004.13")
 async def test_those_who_wait_share_a_transaction(store: Counting) -> None:
     ledger = Ledger(store, flush_every_s=60)
 
@@ -127,6 +128,7 @@ async def test_a_flush_waits_for_what_is_being_written(store: Counting, holder: 
     await ledger.close()
 
 
+@pytest.mark.row("004.13")
 async def test_a_locked_database_is_tried_again_and_nothing_is_lost_or_doubled(
     store: Counting, holder: sqlite3.Connection
 ) -> None:
@@ -147,6 +149,7 @@ async def test_a_locked_database_is_tried_again_and_nothing_is_lost_or_doubled(
     await ledger.close()
 
 
+@pytest.mark.row("003.8")
 async def test_a_server_that_drops_its_connections_loses_nothing(postgres_url: str) -> None:
     async with await Store.open(postgres_url) as store:
         await store.add_numbered_users(USERS)

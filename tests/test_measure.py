@@ -61,6 +61,7 @@ async def test_the_same_seed_counts_the_same_on_another_deployment() -> None:
     assert len(one) == len(one.drop_duplicates(["job", "attempt"]))
 
 
+@pytest.mark.row("000.18")
 async def test_concurrency_and_send_concurrency_shorten_a_run() -> None:
     slow = {"kind": "constant", "mean_s": 0.01}
     one = await run(lab(providers__email__latency=slow), users=100, batch_size=20, concurrency=1)
@@ -74,6 +75,7 @@ async def test_concurrency_and_send_concurrency_shorten_a_run() -> None:
     assert len(one.attempts) == 6
 
 
+@pytest.mark.row("000.18")
 async def test_groups_follow_ups_and_two_queues() -> None:
     data = lab().to_dict()
     data["queues"]["archive"] = {"concurrency": 2}

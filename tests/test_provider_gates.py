@@ -326,6 +326,7 @@ async def test_a_job_waits_for_connections_and_turns_and_its_books_say_so(redis_
     assert row["provider_s"] > 5 * 3 * 0.2 * 0.5, "five wait at once"
 
 
+@pytest.mark.row("004.12")
 async def test_an_open_circuit_puts_users_off_at_once_and_the_next_attempt_serves_them(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_the_people_that_come_with_the_kit_are_imported() -> None:
 
 
 @pytest.mark.usefixtures("system")
+@pytest.mark.row("000.20", "000.21")
 def test_an_announcement_returns_at_once_and_is_served_by_a_worker() -> None:
     said = answer("announce", "--title", "Sports day", "--audience", "students,teachers", "--key", "sports")
     assert set(said) == {"event", "new", "enqueued", "elapsed_ms"}

@@ -147,6 +147,7 @@ async def told_to_stop_in_the_middle(backlog: Backlog, sink: SmtpSink, jobs: int
 
 
 @pytest.mark.row("C10")
+@pytest.mark.row("001.6", "002.12", "004.16")
 async def test_told_to_stop_amid_a_backlog_nothing_is_lost_repeated_or_spent(backlog: Backlog, sink: SmtpSink) -> None:
     await told_to_stop_in_the_middle(backlog, sink, jobs=1000, processes=2)
 
@@ -176,6 +177,7 @@ async def test_killed_it_leaves_no_process_and_its_jobs_are_given_back(backlog: 
     assert len(sink.messages) == backlog.counts["complete"]
 
 
+@pytest.mark.row("002.12", "002.13")
 def test_the_statistics_are_lines_of_json_and_the_last_one_is_how_it_ended(backlog: Backlog) -> None:
     process = worker(str(backlog.path), "--statistics", "0.2", "--json", "--processes", "2")
     assert process.stdout is not None
@@ -199,6 +201,7 @@ def test_the_statistics_are_lines_of_json_and_the_last_one_is_how_it_ended(backl
     assert last == {"topology": "short", "queues": {"work": 10}, "processes": 2, "restarted": 1}
 
 
+@pytest.mark.row("002.13")
 async def test_the_statistics_are_a_block_of_text(backlog: Backlog, sink: SmtpSink) -> None:
     await backlog.enqueue(30)
     process = worker(str(backlog.path), "--statistics", "0.3")

@@ -139,6 +139,7 @@ queue = "notifications"
     assert answer("limit", "mail", 'rate_limit={limit = 5, unit = "users"}', "--topology", str(path))["configured"]
 
 
+@pytest.mark.row("001.15")
 def test_pause_and_resume(do: Do[Any]) -> None:
     assert answer("pause", NAME, "--reason", "move", "--by", "ada") == {
         "queues": {NAME: {"paused": True, "was_paused": False}}
@@ -240,6 +241,7 @@ def test_limits_of_running_workers_are_shown_changed_and_reset(do: Do[Any]) -> N
     assert answer("limit", NAME, "--reset")["settings"]["rate_limit"] == rate
 
 
+@pytest.mark.row("001.15")
 def test_retry_failed_with_a_limit_and_filters(do: Do[Any]) -> None:
     do(fill)
     would = {"found": 1, "retried": 0, "users_reopened": 0, "dry_run": True}
@@ -250,6 +252,7 @@ def test_retry_failed_with_a_limit_and_filters(do: Do[Any]) -> None:
     assert saqkit("retry-failed").stdout == "1 queued again, 0 users pending again\n"
 
 
+@pytest.mark.row("001.10", "003.9")
 def test_statistics_with_percentiles_and_tables(do: Do[Any], tmp_path: Path) -> None:
     assert answer("recording", NAME, "--keep", "50") == {"queues": {NAME: {"recording": 50}}}
     do(fill)
@@ -277,6 +280,7 @@ def test_statistics_with_percentiles_and_tables(do: Do[Any], tmp_path: Path) -> 
     assert "no percentiles of notifications: no attempts are recorded" in saqkit("stats").stdout
 
 
+@pytest.mark.row("001.11", "001.15", "003.9")
 def test_health_tells_monitors_how_it_is_and_when_it_cannot_tell(do: Do[Any], worker: None) -> None:
     def health(*arguments: str) -> tuple[int, str, list[str]]:
         done = saqkit("health", "--json", *arguments)

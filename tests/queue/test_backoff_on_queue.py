@@ -15,6 +15,7 @@ from saqkit.testing import delays
 TICK_S = 0.1
 
 
+@pytest.mark.row("000.5", "000.6", "002.4")
 async def test_three_attempts_use_two_delays(make_queue: Callable[..., Queue]) -> None:
     policy = Retry(max_attempts=3, backoff="list", delays_s=(0.13, 0.35, 99))
     queue = make_queue(tick_s=TICK_S, policies={"f": policy})

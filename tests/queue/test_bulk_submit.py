@@ -27,6 +27,7 @@ async def calls(queue: Queue) -> int:
     return int((await queue.redis.info("commandstats"))["cmdstat_evalsha"]["calls"])
 
 
+@pytest.mark.row("002.6")
 async def test_each_has_its_own_priority_delay_and_uniqueness_in_one_round_trip(queue: Queue) -> None:
     await queue.enqueue("warm", key="taken")
     before = await calls(queue)
@@ -56,6 +57,7 @@ async def test_each_has_its_own_priority_delay_and_uniqueness_in_one_round_trip(
 
 
 @pytest.mark.parametrize(("number", "chunk"), [(0, 10), (1, 10), (10, 10), (25, 10), (501, 500)])
+@pytest.mark.row("002.6")
 async def test_chunks_are_round_trips(queue: Queue, number: int, chunk: int) -> None:
     await queue.enqueue("warm")
     before = await calls(queue)
@@ -139,6 +141,7 @@ SKEWS = [-30.0, 0.0, 30.0]
 
 
 @pytest.mark.parametrize("skew_s", SKEWS)
+@pytest.mark.row("002.5")
 async def test_a_time_and_a_delay_are_kept_whatever_the_producers_clock(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, skew_s: float
 ) -> None:

@@ -32,6 +32,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(tmp_path_factory.mktemp("cluster"))
 
 
+@pytest.mark.row("000.18")
 async def test_queues_live_whole_lives_on_different_nodes(cluster: Cluster, make_queue: MakeQueue) -> None:
     named = [cluster.name_on(node) for node in cluster.nodes]
     queues = [make_queue(name, url=cluster.url, **OPTIONS) for name in named]

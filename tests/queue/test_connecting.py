@@ -71,6 +71,7 @@ def test_a_name_that_is_no_hash_tag_is_refused_in_a_cluster() -> None:
         ("redis+cluster://a:1?socket_timeout=secret", "unknown or has an impossible value"),
     ],
 )
+@pytest.mark.row("001.4", "002.14", "002.15", "003.4")
 def test_a_queue_refuses_an_address_and_says_why(url: str, why: str) -> None:
     with pytest.raises(BrokerError, match=why) as caught:
         Queue.from_url(url)

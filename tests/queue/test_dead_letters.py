@@ -68,6 +68,7 @@ async def strewn(queue: Queue, number: int, same_time: int = 1) -> None:
     await pipe.execute()
 
 
+@pytest.mark.row("002.9", "004.12")
 async def test_a_dead_letter_has_payload_stack_attempts_and_times(queue: Queue) -> None:
     before = time.time()
     await die(queue, "k", tenant="north")
@@ -131,6 +132,7 @@ async def test_what_dies_again_while_all_are_replayed_is_not_replayed_again(queu
     assert await keys_of(queue) == "new"
 
 
+@pytest.mark.row("002.9")
 async def test_other_arguments_are_merged_in_and_nothing_else_changes(queue: Queue) -> None:
     await queue.enqueue_many([Job("f", key="k", kwargs={"users": [1, 2], "a": 1}, priority=2, timeout=77)])
     job = await queue.dequeue(timeout=5)
@@ -269,6 +271,7 @@ async def test_old_ones_are_forgotten_and_chosen_ones_purged(make_queue: Callabl
     assert await counts(queue) == {"failed": 3, "dead_expired": 1, "dead_purged": 1}
 
 
+@pytest.mark.row("000.9")
 async def test_the_upkeep_of_any_process_forgets_old_ones(
     make_queue: Callable[..., Queue], until: Callable[..., Awaitable[float]]
 ) -> None:
@@ -283,6 +286,7 @@ async def test_the_upkeep_of_any_process_forgets_old_ones(
     await until(forgotten, 10)
 
 
+@pytest.mark.row("004.5", "004.14")
 async def test_beyond_the_cap_the_oldest_go_and_are_counted(make_queue: Callable[..., Queue], counts: Counts) -> None:
     queue = make_queue(dead_cap=3)
     await die(queue, "a", "b", "c", "d", "e")

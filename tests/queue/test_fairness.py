@@ -34,6 +34,7 @@ async def claims(queue: Queue, free: int, request: int) -> list[tuple[str, bytes
     return [(row[0].decode(), row[1]) for row in rows]
 
 
+@pytest.mark.row("004.15")
 async def test_a_tenant_with_ten_thousand_jobs_hardly_delays_another(make_queue: MakeQueue) -> None:
     queue = make_queue(fairness="tenants")
     await queue.redis.ping()

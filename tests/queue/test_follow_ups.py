@@ -161,6 +161,7 @@ async def test_what_its_own_process_cannot_deliver_the_upkeep_of_another_does(
     assert await here.count("dead") == 0
 
 
+@pytest.mark.row("003.10")
 async def test_a_worker_runs_chains_over_two_queues(make_queue: MakeQueue, until: Until) -> None:
     here, there = make_queue("here"), make_queue("there")
     ran: list[tuple[str, int]] = []

@@ -342,6 +342,7 @@ async def ended(queue: Queue, key: str, how: Status, **more: Any) -> None:
     await queue.finish(job, how, error="ValueError: no" if how == Status.FAILED else None)
 
 
+@pytest.mark.row("001.15", "004.14")
 async def test_clean_forgets_what_ended_long_enough_ago_and_nothing_else(queue: Queue, sound: Sound) -> None:
     await ended(queue, "done", Status.COMPLETE)
     await ended(queue, "kept", Status.COMPLETE, meta={"keep_key_s": 600})

@@ -99,6 +99,7 @@ async def test_without_a_record_the_counters_are_known_and_the_percentiles_are_n
     assert all(math.isnan(value) for value in found.times.values())
 
 
+@pytest.mark.row("004.11")
 async def test_what_waits_is_counted_by_level_and_tenant_and_the_oldest_is_found(queue: Queue) -> None:
     await queue.enqueue("f", key="given back", priority=2, meta={"tenant": "x"})
     job = await queue.dequeue(timeout=5)
@@ -146,11 +147,13 @@ async def test_what_waits_is_counted_by_level_and_tenant_and_the_oldest_is_found
         ({"paused": Pause(1.0, "ada", "move")}, ["warning paused"]),
     ],
 )
+@pytest.mark.row("001.11", "001.12", "004.11")
 async def test_health_is_judged_by_thresholds(queue: Queue, seen: dict[str, Any], levels: list[str]) -> None:
     one = dataclasses.replace(await statistics(queue), **{"workers": 1, **seen})
     assert [f"{problem.level} {problem.what}" for problem in judge([one])] == levels
 
 
+@pytest.mark.row("001.12")
 async def test_thresholds_are_configurable_and_reasons_say_them(queue: Queue) -> None:
     one: Statistics = dataclasses.replace(await statistics(queue), workers=1, dead=150, waiting=1200)
     assert [problem.text for problem in judge([one])] == [

@@ -84,6 +84,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize("kind", ["saqkit", "saq"])
+@pytest.mark.row("004.15")
 async def test_no_plaintext_is_anywhere_but_in_the_function(
     server: tuple[str, Path], until: Until, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str
 ) -> None:

@@ -23,6 +23,7 @@ async def order(queue: Queue, number: int) -> list[str]:
 
 @given(levels=st.lists(st.integers(0, 4), min_size=1, max_size=30), free=st.integers(1, 7))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.row("002.3", "004.6")
 async def test_jobs_leave_by_level_and_then_by_age(
     make_queue: Callable[..., Queue], levels: list[int], free: int
 ) -> None:

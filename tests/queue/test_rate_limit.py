@@ -32,6 +32,7 @@ def heaviest_window(taken: list[tuple[float, int]], weigh: Callable[[int], int])
 
 
 @pytest.mark.parametrize(("unit", "limit", "sizes"), [("jobs", 5, [1]), ("users", 10, [1, 4, 10, 3])])
+@pytest.mark.row("000.8", "002.7")
 async def test_two_processes_together_keep_the_limit(
     make_queue: Callable[..., Queue],
     start_worker: Callable[..., subprocess.Popen[bytes]],

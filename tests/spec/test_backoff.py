@@ -78,6 +78,7 @@ def test_a_policy_reads_back_equal(retry: Retry) -> None:
         ({"max_attempts": 3, "delay_s": 1, "factor": 1e300}, [1, LONGEST_DELAY_S]),
     ],
 )
+@pytest.mark.row("000.6", "002.4")
 def test_schedules_of_the_five_systems_and_their_edges(policy: dict[str, object], schedule: list[float]) -> None:
     assert Retry.parse(policy).schedule() == schedule
 
