@@ -14,7 +14,7 @@ from typing import Any
 
 import sim
 from saqkit.cli.demo_report import picture_of, report_of, table_of
-from saqkit.cli.fitting_the_minute import arriving, fit_the_minute
+from saqkit.cli.fitting_the_minute import arriving, fit_the_minute, users_to_fit
 from saqkit.cli.output import table
 from saqkit.errors import UsageError
 from saqkit.firing import Progress
@@ -81,27 +81,28 @@ async def demonstrate(
     folder: Path,
     seed: int = 0,
     echo: Callable[[str], None],
-    calibration_users: int = 300,
+    calibration_users: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> DemoResult:
     """Tell the whole story with `echo`, a text at a time, and write a picture and a report into `folder`.
 
-    A small real run (`calibration_users` on one worker process) is fitted; the run of `users` users on `workers`
-    processes is predicted and the prediction is echoed before that run begins; then it is carried out and compared.
-    Both runs use private servers and other draws. Raises `UsageError` if `folder` cannot be written to.
+    A small real run (`calibration_users` on one worker process; by default up to 300) is fitted; the run of `users`
+    users on `workers` processes is predicted and the prediction is echoed before that run begins; then it is carried
+    out and compared. Both runs use private servers and other draws. Raises `UsageError` if `folder` cannot be written
+    to.
     """
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"{folder}: the picture and the report cannot be written there; give a folder that can be")
-    start = time.monotonic()
-    shaped, slots, overrides = fit_the_minute(topology, users, calibration_users, workers)
+    start, few = time.monotonic(), calibration_users or users_to_fit(topology)
+    shaped, slots, overrides = fit_the_minute(topology, users, few, workers)
     echo(f"saqkit demo: {topology.title or topology.name}")
     if topology.story:
         echo(textwrap.fill(topology.story, 100))
     echo(f"Changed to fit the minute: {'; '.join(dict.fromkeys(overrides.values())) or 'nothing'}.")
 
-    echo(f"\n1. A small real run: {calibration_users:,} users, 1 worker process")
-    first = arriving(shaped, calibration_users)
+    echo(f"\n1. A small real run: {few:,} users, 1 worker process")
+    first = arriving(shaped, few)
     small = await measure(shaped, workload=first, workers=1, concurrency=slots, seed=seed + 1, progress=progress)
     echo(f"   {small!r}")
     profile = await asyncio.to_thread(sim.calibrate, small)

@@ -16,6 +16,8 @@ JOBS = 50
 """Users are cut into about so many jobs, so that the picture shows a curve and the slots have several turns each."""
 LONGEST_DELAY_S = 1.0
 MOST_SLOTS = 80
+FITTED, SHARED = 300, 800
+"""Users of the run that is fitted: at most so many, and so many by the job types, as each makes the fit longer."""
 QUICKEST = 1 / 32
 """The least share that is left of how long providers take."""
 GROUP = 50
@@ -28,10 +30,14 @@ def fit_the_minute(
     """The topology changed so that both runs end within `RUNS_S` on a nominal host, the slots (None: its own), and
     what was changed, by path, with the reason.
 
-    Batches become smaller, always. Only while that is not enough, and only where it helps: no retry waits longer than a
-    second, then rate limits are lifted, then every queue gets more slots, and at last providers take less time.
+    What no arrival leads to is left out, and batches become smaller, always. Only while that is not enough, and only
+    where it helps: no retry waits longer than a second, then rate limits are lifted, then every queue gets more slots,
+    and at last providers take less time.
     """
     changes: dict[str, str] = {}
+    if unmet := len(topology.job_types) - len(reached(topology)):
+        changes["job_types"] = f"without {unmet} job types that only schedules or the application start"
+        topology = _reduced(topology)
     batch = max(1, users // JOBS)
     for name, job in topology.job_types.items():
         if job.fan_out and job.fan_out.batch_size > batch:
@@ -64,6 +70,36 @@ def fit_the_minute(
         took_s = takes_s(topology, slots)
         changes |= {path: f"{path.split('.')[1]} takes {share:.2g} of its time" for path in quicker}
     return topology, slots, changes
+
+
+def users_to_fit(topology: Topology) -> int:
+    """Of how many users the small run is."""
+    return min(FITTED, SHARED // len(reached(topology)))
+
+
+def reached(topology: Topology) -> list[str]:
+    """The job types that arrivals lead to, whatever of them; in the order of the file."""
+    left, found = [name for entry in topology.entry for name in topology.starts(entry)], set[str]()
+    while left:
+        if (name := left.pop()) not in found:
+            found.add(name)
+            left += [target for _, target in topology.job_types[name].edges()]
+    return [name for name in topology.job_types if name in found]
+
+
+def _reduced(topology: Topology) -> Topology:
+    """Only what arrivals lead to: job types, and their topics, queues and providers; no schedules."""
+    data = topology.to_dict()
+    jobs = [topology.job_types[name] for name in reached(topology)]
+    kept: dict[str, set[Any]] = {
+        "job_types": set(reached(topology)),
+        "topics": {entry.topic for entry in topology.entry},
+        "queues": {job.queue for job in jobs},
+        "providers": {job.per_user.provider for job in jobs},
+    }
+    for part, names in kept.items():
+        data[part] = {name: value for name, value in data[part].items() if name in names}
+    return Topology.parse({**data, "schedules": []}, topology.name)
 
 
 def _own_slots(topology: Topology) -> str:

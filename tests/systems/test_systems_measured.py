@@ -11,7 +11,7 @@ from measured import run
 
 import sim
 from saqkit.cli.demonstration import demonstrate
-from saqkit.cli.fitting_the_minute import arriving, fit_the_minute
+from saqkit.cli.fitting_the_minute import arriving, fit_the_minute, reached, users_to_fit
 from saqkit.spec.overriding import override
 from saqkit.spec.topology import Topology, load, shipped
 from saqkit.spec.workload import Recorded, Workload
@@ -143,14 +143,18 @@ async def test_the_school_erp_marks_pupils_tells_parents_and_keeps_schools_apart
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_demonstration_of_a_system_fits_the_minute(name: str) -> None:
-    shaped, slots, reasons = fit_the_minute(load(name), 1000, 300, 2)
+    few = users_to_fit(load(name))
+    shaped, slots, reasons = fit_the_minute(load(name), 1000, few, 2)
     took_s = 0.0
-    for users, workers in ((300, 1), (1000, 2)):
+    for users, workers in ((few, 1), (1000, 2)):
         drained = sim.predict(shaped, workload=arriving(shaped, users), workers=workers, concurrency=slots,
                               replications=1)  # fmt: skip
         took_s += drained.combinations[0].measures["makespan_s"]["mean"]
     assert took_s < 30
     assert (slots is not None) == ("concurrency" in reasons)
+    assert ("job_types" in reasons) == (name in ("course-platform", "school-erp", "shop"))
+    assert [*shaped.job_types] == reached(load(name))
+    assert {job.queue for job in shaped.job_types.values()} == set(shaped.queues)
 
 
 @pytest.mark.slow
