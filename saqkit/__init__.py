@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saqkit.bus.bus import Bus
+    from saqkit.bus.envelope import Event
+    from saqkit.bus.topics import EventTopic
     from saqkit.judging_health import Thresholds
     from saqkit.measuring import measure
     from saqkit.operators import health, operate
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "saqkit.queue.batches",
+    "Bus": "saqkit.bus.bus",
     "Deployment": "saqkit.spec.deployment",
+    "Event": "saqkit.bus.envelope",
+    "EventTopic": "saqkit.bus.topics",
     "NewJob": "saqkit.queue.submitting",
     "Payload": "saqkit.queue.payload",
     "PayloadKeys": "saqkit.queue.payload",
@@ -58,7 +64,10 @@ _HOMES = {
 
 __all__ = [
     "Batch",
+    "Bus",
     "Deployment",
+    "Event",
+    "EventTopic",
     "NewJob",
     "Payload",
     "PayloadKeys",

@@ -28,6 +28,7 @@ FLOORS = {
     "saqkit.spec": 2,
     "saqkit.broker": 2,
     "saqkit.queue": 3,
+    "saqkit.bus": 4,
     "saqkit.app": 4,
     "saqkit.recorder": 5,
     "saqkit.worker": 5,
