@@ -207,7 +207,7 @@ class Bus:
 
     def _routing(self, event: Event, priority: int | str) -> Job:
         handling = current.get()
-        after_error = event.type == EventTopic.SYSTEM_ERROR_OCCURRED or (handling is not None and handling.after_error)
+        after_error = handling is not None and handling.after_error
         return self._job(ROUTE, f"event:{event.tenant}|{event.id}", event, after_error,
                          priority=level_of(priority), retries=ROUTING.max_attempts, timeout=60)  # fmt: skip
 
@@ -215,7 +215,7 @@ class Bus:
         meta = {**trace_of(event), "topic": event.type, "keep_key_s": self.remember_s}
         if function != ROUTE:
             meta["subscriber"] = function.removeprefix(f"{ROUTE}:")
-        if after_error:
+        if after_error or event.type == EventTopic.SYSTEM_ERROR_OCCURRED:
             meta[AFTER_ERROR] = True
         return new_job(function, {"key": key, "kwargs": {"envelope": event.to_dict()}, "meta": meta, **properties})
 
@@ -226,10 +226,13 @@ class Bus:
         return [(ROUTE, self._route), *((s.function, self._delivery(s, h)) for s, h in self._handlers.values())]
 
     async def start(self, ctx: dict[str, Any] | None = None) -> None:
-        """Write down who subscribes here, and begin to tell of deaths. Fit for SAQ's `startup`."""
+        """Write down who subscribes here, and begin to tell of deaths. Fit for SAQ's `startup`.
+
+        With the broker away it returns, and both happen when it is back.
+        """
         self._registered.clear()
         with contextlib.suppress(*AWAY):  # the task goes on trying
-            await self._register()
+            await self.register()
             await self._deaths.look()
         self._task = asyncio.create_task(self._deaths.run(), name="saqkit-bus")
 
@@ -246,7 +249,8 @@ class Bus:
             raise UsageError(f"queue {queue.name}: no job type is named whose deaths are to be told")
         self._deaths.watch(queue, job_types)
 
-    async def _register(self) -> None:
+    async def register(self) -> None:
+        """Write down who subscribes here, if that is not done."""
         new = {name: sub.model_dump_json() for name, (sub, _) in self._handlers.items() if name not in self._registered}
         if new:
             await self.queue.redis.hset(self._kept.subscriptions_key, mapping=dict(new))  # type: ignore[misc]  # both
@@ -254,7 +258,7 @@ class Bus:
 
     async def _route(self, ctx: dict[str, Any], *, envelope: dict[str, Any]) -> None:
         job, event = ctx["job"], Event.parse(envelope, "event")
-        await self._register()
+        await self.register()
         after_error = bool(job.meta.get(AFTER_ERROR))
         for subscription in await self._kept.record(event):
             if subscription.admits(event):

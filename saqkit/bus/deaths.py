@@ -51,6 +51,7 @@ class Deaths:
             await asyncio.sleep(LOOK_EVERY_S)
             heed_cancellation()
             try:
+                await self._bus.register()  # unless it was done at the start
                 await self.look()
                 away = False
             except AWAY as error:

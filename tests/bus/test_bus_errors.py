@@ -48,8 +48,8 @@ async def test_a_delivery_that_dies_is_told_with_its_ids(bus: Bus, errors: list[
     bad = await bus.publish("grade:updated", tenant="a", institution="north", user=3, correlation_id="request-9")
     await drain(bus.queue, bus.functions(), follow_time=False)
 
-    async def told() -> bool:
-        return await bus.queue.count("queued") == 1
+    async def told() -> bool:  # perhaps it was delivered by the same drain
+        return bool(errors) or await bus.queue.count("queued") == 1
 
     await until(told, 10)
     await drain(bus.queue, bus.functions())
