@@ -145,8 +145,8 @@ class Enqueuer:
         level = job.priority or _NORMAL
         if isinstance(level, bool) or level not in LEVELS:
             raise UsageError(f"priority {job.priority} of job {job.key}: 1 critical, 2 high, 3 normal, 4 low")
-        if job.function in queue.policies:
-            job.retries = queue.policies[job.function].max_attempts
+        if (policy := queue.policy_of(job)) is not None:
+            job.retries = policy.max_attempts
         for text in (job.key, known["unique"].id if "unique" in known else ""):
             _writable(text, job)
         if queue.payload is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from redis import asyncio as aioredis
 from saq.job import Job, Status
 from saq.utils import now as now_ms
 
+from saqkit.errors import DescriptionError
 from saqkit.queue import fault_sites
 from saqkit.queue.ended import row_of, stored_body, writable
 from saqkit.queue.flushing import Flusher
@@ -148,9 +150,20 @@ class HeldJobs(StoredJobs):
         if self._claims.get(claim.key) is claim:
             del self._claims[claim.key]
 
+    def policy_of(self, job: Job) -> Retry | None:
+        """The retry policy of a job: its own if it has one, else that of its function.
+
+        Its own is in `meta["retry_policy"]`, as `Retry.to_dict` writes it; what is no policy there counts as none.
+        """
+        own = job.meta.get("retry_policy") if isinstance(job.meta, dict) else None
+        if own and isinstance(own, dict):
+            with suppress(DescriptionError):
+                return Retry.parse(own)
+        return self.policies.get(job.function)
+
     def delay_s(self, job: Job) -> float:
         """How long `job` waits before its next attempt, in seconds."""
-        policy = self.policies.get(job.function)
+        policy = self.policy_of(job)
         if policy is None:
             return job.next_retry_delay()
         claim = self.claim_of(job)

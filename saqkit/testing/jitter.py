@@ -17,6 +17,6 @@ def delays(queue: Queue, job: Job) -> list[float]:
     so that a test can state it. Only SAQ's own `retry_backoff=True`, for a function without a policy, draws anew each
     time. The queue's tick then rounds the wake-up up. Nothing is asked of the server.
     """
-    policy = queue.policies.get(job.function)
+    policy = queue.policy_of(job)
     most = policy.max_attempts if policy else job.retries
     return [queue.delay_s(dataclasses.replace(job, attempts=failed, key="")) for failed in range(1, most)]

@@ -1,0 +1,65 @@
+"""A job with a retry policy of its own: how often it is tried and when, whatever its function's policy says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from saqkit.queue.dead_letters import replay
+from saqkit.queue.queue import Queue
+from saqkit.spec.backoff import Retry
+from saqkit.testing import Drained, delays, drain
+
+MakeQueue = Callable[..., Queue]
+OF_FUNCTION = {"fail": Retry(max_attempts=2, backoff="fixed", delay_s=1)}
+OWN = Retry(max_attempts=4, backoff="list", delays_s=(3, 5, 8))
+
+
+async def fail(ctx: dict[str, Any], **given: Any) -> None:
+    raise ValueError("no")
+
+
+def numbers(drained: Drained) -> dict[str, list[tuple[int, str]]]:
+    found: dict[str, list[tuple[int, str]]] = {}
+    for attempt in drained.attempts:
+        found.setdefault(attempt.job, []).append((attempt.number, attempt.outcome))
+    return found
+
+
+USUAL = [(1, "retry"), (2, "dead")]
+FOUR = [(1, "retry"), (2, "retry"), (3, "retry"), (4, "dead")]
+
+
+async def test_a_job_follows_its_own_policy_however_it_is_enqueued_and_when_it_is_replayed(
+    make_queue: MakeQueue,
+) -> None:
+    queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
+    meta = {"retry_policy": OWN.to_dict()}
+    await queue.enqueue("fail", key="enqueued", meta=meta)
+    await queue.submit("fail", key="submitted", meta=meta)
+    await queue.enqueue_each("fail", [{}], keys=["each"], meta=meta)
+    await queue.enqueue("fail", key="usual")
+    job = await queue.job("enqueued")
+    assert job is not None
+    assert (job.retries, delays(queue, job)) == (4, [3.0, 5.0, 8.0])
+    drained = await drain(queue, {"fail": fail})
+    assert numbers(drained) == {"enqueued": FOUR, "submitted": FOUR, "each": FOUR, "usual": USUAL}
+    assert 15.5 < drained.travelled_s < 17.5
+    assert await replay(queue, ["enqueued", "usual"]) == [True, True]
+    assert numbers(await drain(queue, {"fail": fail})) == {"enqueued": FOUR, "usual": USUAL}
+
+
+async def test_a_function_without_a_policy_can_have_jobs_with_one(make_queue: MakeQueue) -> None:
+    queue = make_queue(tick_s=0.05)
+    await queue.enqueue("fail", key="own", meta={"retry_policy": OWN.to_dict()}, retries=1)
+    await queue.enqueue("fail", key="once", retries=1)
+    assert numbers(await drain(queue, {"fail": fail})) == {"own": FOUR, "once": [(1, "dead")]}
+
+
+@pytest.mark.parametrize("own", [None, 5, "fast", [], {}, {"max_attempts": 0}, {"attempts": 9}, {"delay_s": "soon"}])
+async def test_what_is_no_policy_counts_as_none(make_queue: MakeQueue, own: Any) -> None:
+    queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
+    await queue.enqueue("fail", key="odd", meta={"retry_policy": own})
+    assert numbers(await drain(queue, {"fail": fail})) == {"odd": USUAL}
