@@ -19,6 +19,7 @@ from saq.job import Job, Status
 
 from saqkit.app.announcing import Announcer, Relay, new_job
 from saqkit.app.attempt import Attempt, Stopwatch
+from saqkit.app.emails.sending import Sender, or_email
 from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Provider, Simulated
 from saqkit.app.mail.gate import build_gates
@@ -58,6 +59,7 @@ class Application:
         self.relay = Relay(self.announcer)
         self.timetable = EventTimetable(self.announcer)
         self.ledger = Ledger(store)
+        self.emails = Sender(topology, store, queues, providers, self.gates)
         self._sample_every, self._steps_file = sample_every, steps_file
         self._steps: TextIO | None = None
 
@@ -265,7 +267,8 @@ def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Ha
         handle.__qualname__ = handle.__name__ = name
         return handle
 
-    return [(name, handler(name)) for name, spec in topology.job_types.items() if queue in (None, spec.queue)]
+    named = {name: handler(name) for name, spec in topology.job_types.items() if queue in (None, spec.queue)}
+    return [(name, or_email(name, function)) for name, function in named.items()]
 
 
 async def after_process(ctx: dict[str, Any]) -> None:

@@ -97,26 +97,36 @@ class Serving:
         )
         if sampled:
             attempt.step(recipient.user, "cpu", time.thread_time() - began)
-        start = time.perf_counter()
-        begins = start if self._gate is None else 0.0
-        try:
-            if self._gate is None:
+        return await deliver(email, provider, self._gate, attempt, sampled)
+
+
+async def deliver(
+    email: Email, provider: Provider, gate: Gate | None, attempt: Attempt, sampled: bool = False
+) -> TemporaryFailure | PermanentFailure | None:
+    """Hand an email to its provider, through the gate if there is one; returns why that failed, if it did.
+
+    The time it takes is added to `attempt`; `sampled`: it is recorded as a step too.
+    """
+    start = time.perf_counter()
+    begins = start if gate is None else 0.0
+    try:
+        if gate is None:
+            await provider.send(email)
+        else:
+            async with gate.passing():
+                begins = time.perf_counter()
                 await provider.send(email)
-            else:
-                async with self._gate.passing():
-                    begins = time.perf_counter()
-                    await provider.send(email)
-        except (TemporaryFailure, PermanentFailure) as failure:
-            return failure
-        except Exception as error:
-            logger.exception("provider %s failed for user %d", provider.name, recipient.user)
-            return TemporaryFailure(f"{type(error).__name__}: {error}")
-        finally:
-            ended = time.perf_counter()
-            attempt.provider_s += ended - start
-            if sampled and begins:  # what never began says nothing about the provider's times
-                attempt.step(recipient.user, "provider", ended - begins, begins - start)
-        return None
+    except (TemporaryFailure, PermanentFailure) as failure:
+        return failure
+    except Exception as error:
+        logger.exception("provider %s failed for user %d", provider.name, email.user)
+        return TemporaryFailure(f"{type(error).__name__}: {error}")
+    finally:
+        ended = time.perf_counter()
+        attempt.provider_s += ended - start
+        if sampled and begins:  # what never began says nothing about the provider's times
+            attempt.step(email.user, "provider", ended - begins, begins - start)
+    return None
 
 
 async def _awaited(work: Awaitable[None]) -> None:

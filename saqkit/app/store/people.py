@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Select, false, func, select, text
 
 from saqkit.app.audience import Audience
+from saqkit.app.store.ledger_rows import Recipient
 from saqkit.app.store.part import Part
 from saqkit.app.store.tenants import know_tenants
 from saqkit.app.tables import users
@@ -68,6 +69,14 @@ class People(Part):
         """Delete people; their ledger rows stay. Returns how many there were."""
         gone = users.delete().where(users.c.id.in_(list(user_ids)))
         return await self._database.write(lambda connection: connection.execute(gone).rowcount)
+
+    async def recipient(self, user_id: int, tenant: str = "") -> Recipient | None:
+        """The active user of that id, None if there is none (of `tenant`, if one is given)."""
+        one = select(users.c.id, users.c.email, users.c.name).where(users.c.id == user_id, users.c.active)
+        if tenant:
+            one = one.where(users.c.tenant == tenant)
+        row = await self._database.read(lambda connection: connection.execute(one).one_or_none())
+        return Recipient(*row) if row else None
 
     async def count_users(self, audience: Audience | None = None) -> int:
         """How many active users `audience` has now (default: everybody)."""

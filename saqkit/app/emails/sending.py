@@ -1,0 +1,149 @@
+"""What a worker does with a job of an email type: look up whom it is for, render it, and send it.
+
+An email that is repeated, because a worker died after it was sent and before that was known, has the same Message-ID.
+What can never be sent (a user who is gone, a variable that is missing, a 5xx of the server) becomes a dead letter at
+once; anything else is tried again as the retry policy says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from saq.job import Job
+
+from saqkit.app.attempt import Attempt, Stopwatch
+from saqkit.app.emails.catalogue import EMAIL_TYPES, EmailType
+from saqkit.app.emails.links import Links
+from saqkit.app.emails.secrecy import mark_secrets
+from saqkit.app.mail import Email, Provider
+from saqkit.app.mail.gate import Gate
+from saqkit.app.mail.message import address_of
+from saqkit.app.serving import deliver
+from saqkit.app.store import GONE, Recipient, Store
+from saqkit.app.work import burn
+from saqkit.errors import PermanentFailure
+from saqkit.queue.letter import tenant_of
+from saqkit.queue.queue import Queue
+from saqkit.spec.topology import Topology
+
+if TYPE_CHECKING:
+    from saqkit.app.emails.rendering import Renderer
+
+__all__ = ["Sender", "message_id_of", "or_email"]
+
+logger = logging.getLogger("saqkit")
+HOST = socket.gethostname()
+Handler = Callable[..., Awaitable[Any]]
+
+
+class Sender:
+    """Sends the emails of one worker process. `FRONTEND_URL` in `environ` is checked if the topology has any."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        store: Store,
+        queues: Mapping[str, Queue],
+        providers: Mapping[str, Provider],
+        gates: Mapping[str, Gate],
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._topology, self._store, self._queues = topology, store, queues
+        self._providers, self._gates = providers, gates
+        if EMAIL_TYPES.keys() & topology.job_types.keys():
+            from saqkit.app.emails.rendering import Renderer  # most workers send no such emails: they need no Jinja
+
+            self._renderer: Renderer = Renderer(Links.from_environment(environ))
+            mark_secrets(topology, queues)
+
+    async def handle(self, job_type: str, job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Send the email of a job whose arguments are `given`, and keep the attempt's books."""
+        queue = self._queues[self._topology.job_types[job_type].queue]
+        if (policy := queue.policy_of(job)) is not None:
+            job.retries = policy.max_attempts  # a replayed dead letter may have been told that there is no other
+        claim = queue.claim_of(job)
+        attempt = Attempt(claim.facts if claim else {})
+        attempt.begin(1, time.time() + queue.clock_offset_s)
+        attempt.facts["host"] = HOST
+        try:
+            return await Stopwatch(attempt, self._send(job_type, job, given, attempt))
+        except PermanentFailure:
+            job.retries = job.attempts  # no other attempt would end otherwise: it is recorded now
+            raise
+        finally:
+            attempt.close()
+
+    async def _send(self, job_type: str, job: Job, given: Mapping[str, Any], attempt: Attempt) -> dict[str, Any]:
+        spec, kind = self._topology.job_types[job_type], EMAIL_TYPES[job_type]
+        burn(spec.cpu_us + spec.per_user.cpu_us)
+        name = spec.per_user.provider
+        if name is None:
+            raise PermanentFailure(f"email {kind.name}: job type {job_type} has no per_user.provider to send by")
+        variables = dict(given)
+        to = await self._recipient(kind, variables.pop("to", None), tenant_of(job.meta), attempt)
+        known = variables.setdefault("first_name", to.name.partition(" ")[0])
+        rendered = self._renderer.render(kind, variables)
+        provider, number = self._providers[name], _number(job_type, job.key)
+        email = Email(
+            event=number,
+            user=to.user,
+            attempt=job.attempts,
+            to=to.email,
+            name=to.name or str(known),
+            subject=rendered.subject,
+            text=rendered.text,
+            html=rendered.html,
+            message_id=message_id_of(job_type, job.key, sender=provider.sender),
+            sender=provider.sender,
+        )
+        failure = await deliver(email, provider, self._gates.get(name), attempt)
+        if failure is not None:
+            raise failure
+        attempt.served(done=1)
+        logger.info("job %s: email %s sent", job.key, kind.name)
+        return {"sent": email.message_id}
+
+    async def _recipient(self, kind: EmailType, to: object, tenant: str, attempt: Attempt) -> Recipient:
+        if isinstance(to, str):
+            return Recipient(0, to, "")
+        if not isinstance(to, int) or isinstance(to, bool):
+            raise PermanentFailure(f"email {kind.name}: the job has no recipient (to: an address, or the id of a user)")
+        with attempt.database():
+            found = await self._store.recipient(to, tenant)
+        if found is None:
+            raise PermanentFailure(f"email {kind.name}: user {to}: {GONE}")
+        return found
+
+
+def message_id_of(job_type: str, key: str, *, sender: str) -> str:
+    """The Message-ID of the email of a job, the same in every attempt; its domain is the sender's."""
+    return f"<{_digest(job_type, key).hex()[:32]}@{address_of(sender).rpartition('@')[2] or 'localhost'}>"
+
+
+def or_email(job_type: str, otherwise: Handler) -> Handler:
+    """The function of a job type: for a type of emails, jobs that are not of an event are sent by the `Sender`."""
+    if job_type not in EMAIL_TYPES:
+        return otherwise
+
+    async def handle(ctx: dict[str, Any], **given: Any) -> Any:
+        if "event" in given:
+            return await otherwise(ctx, **given)
+        return await ctx["application"].emails.handle(job_type, ctx["job"], given)
+
+    handle.__qualname__ = handle.__name__ = job_type
+    return handle
+
+
+def _digest(job_type: str, key: str) -> bytes:
+    return hashlib.sha256(f"{job_type}\n{key}".encode()).digest()
+
+
+def _number(job_type: str, key: str) -> int:
+    """What the draws about an email are keyed by, in place of an event's number."""
+    return int.from_bytes(_digest(job_type, key)[:6])
