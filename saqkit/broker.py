@@ -1,6 +1,7 @@
 """The broker: a Valkey or Redis server that saqkit finds, starts, checks and ends by itself.
 
-`resolve()` decides which broker a process uses: the address given, else `$REDIS_URL`, else `embedded()`.
+`resolve()` decides which broker a process uses: the address given, else the one that the environment names
+(`saqkit.broker_environment`), else `embedded()`.
 
 - **embedded**: one per user and machine. It lives in `$SAQKIT_STATE/broker` (default: the user's state folder),
   outlives the process that started it, and is found by every later one. It is known by what it says of itself: who
@@ -34,6 +35,7 @@ from pathlib import Path
 import platformdirs
 
 from saqkit.broker_address import TIMEOUT_S, check, info, parse, redact
+from saqkit.broker_environment import named_broker
 from saqkit.broker_server import (
     GUARDED,
     ON_ITS_OWN,
@@ -69,8 +71,8 @@ _LOCK_S = 60.0
 
 
 def resolve(url: str | None = None) -> str:
-    """The broker's address: `url` if given, else `$REDIS_URL`, else that of the embedded broker, started if need be."""
-    chosen = url or os.environ.get("REDIS_URL")
+    """The broker's address: `url`, else the environment's, else that of the embedded broker, started if need be."""
+    chosen = url or named_broker()
     if not chosen:
         return embedded().url
     parse(chosen)

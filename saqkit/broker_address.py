@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from saqkit.errors import BrokerError
 
-__all__ = ["Address", "TIMEOUT_S", "check", "identity", "info", "named", "parse", "redact"]
+__all__ = ["Address", "NO_REST", "TIMEOUT_S", "check", "identity", "info", "named", "parse", "pong_ms", "redact"]
 
 TIMEOUT_S = 5.0
+NO_REST = "an HTTP-only (REST) service cannot block on a key and keeps no scripts, which a queue needs"
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _PORTS = {"": 6379, "cluster": 6379, "sentinel": 26379}
 
@@ -51,8 +53,7 @@ def parse(url: str) -> Address:
     shown = redact(url)
     scheme, colon, rest = url.partition("://")
     if scheme.lower() in ("http", "https"):
-        reason = "an HTTP-only (REST) service cannot block on a key and keeps no scripts, which a queue needs"
-        raise BrokerError(f"{shown}: {reason} (give its redis:// or rediss:// address)")
+        raise BrokerError(f"{shown}: {NO_REST} (give its redis:// or rediss:// address)")
     if scheme not in _SCHEMES or not colon:
         near = difflib.get_close_matches(scheme.partition(":")[0], _SCHEMES, 1)
         hint = f"did you mean {near[0]}://?" if near else "use redis://, rediss:// or unix://"
@@ -124,6 +125,17 @@ def _ask(options: dict[str, Any]) -> dict[str, Any]:
 
     with redis.Redis(connection_pool=redis.ConnectionPool(**{**options, "decode_responses": True})) as client:
         return dict(client.info())
+
+
+def pong_ms(url: str) -> float:
+    """How long a PING takes until its PONG, on an open connection; any error of the client's passes through."""
+    import redis
+
+    with redis.Redis(connection_pool=redis.ConnectionPool(**_located(parse(url)))) as client:
+        client.ping()
+        start = time.perf_counter()
+        client.ping()
+        return (time.perf_counter() - start) * 1000
 
 
 def identity(info: dict[str, Any]) -> tuple[str, str]:

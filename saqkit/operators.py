@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from saqkit import broker
+from saqkit.broker_environment import named_broker
 from saqkit.errors import BrokerError, SaqkitError, UsageError
 from saqkit.judging_health import DEFAULT, UNHEALTHY, WARNING, Health, Problem, Thresholds, judge
 from saqkit.queue.audit import audit as check
@@ -135,12 +135,13 @@ class Operator:
 async def operate(
     topology: Topology | str | Path = "school-events", redis: str | None = None
 ) -> AsyncIterator[Operator]:
-    """The queues of a topology on a broker that is there: `redis`, else `REDIS_URL`, else the embedded one if it runs.
+    """The queues of a topology on a broker that is there: `redis`, else the environment's, else the embedded one if it
+    runs.
 
     `BrokerError` if there is none.
     """
     described = topology if isinstance(topology, Topology) else load(topology)
-    url = await asyncio.to_thread(_address, redis)
+    url = await asyncio.to_thread(address, redis)
     await asyncio.to_thread(broker.check, url)
     queues = build_queues(described, url)
     try:
@@ -167,15 +168,9 @@ async def health(
     described = topology if isinstance(topology, Topology) else load(topology)
     try:
         async with operate(described, redis) as operator:
-            server = await asyncio.to_thread(broker.check, _address(redis))
+            server = await asyncio.to_thread(broker.check, address(redis))
             seen = await operator.problems(thresholds, audit=audit)
-        if server["maxmemory_policy"] not in ("noeviction", "unknown"):
-            text = f"maxmemory-policy is {server['maxmemory_policy']}: jobs may vanish (use noeviction)"
-            problems.append(Problem(UNHEALTHY, "broker", "", text))
-        if not server["appendonly"]:
-            problems.append(
-                Problem(WARNING, "broker", "", "no append-only file: a crash loses jobs (use appendonly yes)")
-            )
+        problems += unsafe(server)
     except BrokerError as error:
         problems.append(Problem(UNHEALTHY, "broker", "", str(error)))
     try:
@@ -187,9 +182,20 @@ async def health(
     return Health(worst_first, server, seen.queues, undelivered)
 
 
-def _address(redis: str | None) -> str:
+def unsafe(server: Mapping[str, Any]) -> list[Problem]:
+    """What of a server's settings (`broker.check`) puts jobs at risk."""
+    found = []
+    if (policy := server["maxmemory_policy"]) not in ("noeviction", "unknown"):
+        text = f"maxmemory-policy is {policy}: jobs may vanish (use noeviction)"
+        found.append(Problem(UNHEALTHY, "broker", "", text))
+    if not server["appendonly"]:
+        found.append(Problem(WARNING, "broker", "", "no append-only file: a crash loses jobs (use appendonly yes)"))
+    return found
+
+
+def address(redis: str | None) -> str:
     """The broker that is there; looking at it never starts one."""
-    if redis or os.environ.get("REDIS_URL"):
+    if redis or named_broker():
         return broker.resolve(redis)
     if found := broker.status():
         return found.url

@@ -81,7 +81,8 @@ class Announcer:
                 enqueued = True
             except (TimeoutError, RedisError, *AWAY) as error:
                 reason = str(error) or f"no answer within {patience_s:g} s"
-                logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, reason)
+                logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, reason,
+                               extra={"event": saved.event_id})  # fmt: skip
         return Announced(saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)
 
     async def deliver(self, event_id: int, *, missing: bool = False) -> None:
@@ -117,7 +118,8 @@ class Announcer:
                 known = await queue.jobs(job.key for job in jobs)
                 jobs = [job for job, stored in zip(jobs, known, strict=True) if stored is None]
                 if jobs:
-                    logger.warning("event %d: the broker has lost %d of its jobs, enqueued again", event.id, len(jobs))
+                    logger.warning("event %d: the broker has lost %d of its jobs, enqueued again", event.id, len(jobs),
+                                   extra={"event": event.id})  # fmt: skip
             await queue.enqueue_many(jobs)
 
         if spec.fan_out is not None or event.audience.nobody:
@@ -217,7 +219,7 @@ class Relay:
         except AWAY:
             raise
         except Exception:  # the events behind it are not to wait for this one
-            logger.exception("the relay cannot deliver event %d", event_id)
+            logger.exception("the relay cannot deliver event %d", event_id, extra={"event": event_id})
 
     async def _leads(self) -> bool:
         redis, key = self._queue.redis, self._queue.namespace("relay")

@@ -28,6 +28,7 @@ from saqkit.app.serving import Serving, channel_of
 from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
 from saqkit.errors import SaqkitError, TemporaryFailure
+from saqkit.log_lines import bound
 from saqkit.queue.batches import Batch
 from saqkit.queue.queue import Queue
 from saqkit.spec.topology import CALLBACKS, JobType, Topology
@@ -161,6 +162,8 @@ class Application:
                 jobs.append(new_job(self.topology, edge.to, f"{edge.to}:{event.id}:{before}", event, users, priority,
                                     parent=job.key))  # fmt: skip
             if jobs:
+                for n, one in enumerate(jobs, batches + 1):
+                    one.meta["batch"] = n
                 jobs[0].meta["page"] = (page[-1], len(jobs), len(page))
                 if batch:
                     await queue.add_to_batch(batch.id, jobs, chunk=len(jobs))
@@ -173,7 +176,8 @@ class Application:
             if finished:
                 if batch:
                     await queue.close_batch(batch.id)
-                logger.info("event %d: found %d users, %d batches of %d", event.id, found, batches, edge.batch_size)
+                logger.info("event %d: found %d users, %d batches of %d; job %s completed", event.id, found, batches,
+                            edge.batch_size, job.key)  # fmt: skip
                 return {"users": found, "batches": batches}
 
     async def _batch(self, queue: Queue, spec: JobType, job: Job, event: EventRow) -> Batch:
@@ -207,7 +211,8 @@ class Application:
             pending, gone = [Recipient(u, f"user{u}@users.example", "") for u in users if u not in before], 0
         attempt.facts["users"] = len(pending) + gone
         attempt.served(failed=gone)
-        logger.debug("processing batch %s (%d users)", job.key, len(pending))
+        logger.info("processing job %s for event %d: batch %s (%d users)", job.key, event.id,
+                    job.meta.get("batch", "of its own"), len(pending))  # fmt: skip
         serving = Serving(
             spec,
             event,
@@ -230,7 +235,8 @@ class Application:
             count, reason = len(serving.put_off), serving.put_off[0]
             raise TemporaryFailure(f"{count} of {len(pending)} users failed for now; the first: {reason}")
         await self._follow_up(spec, job, event, users)
-        logger.info("job %s: %d of %d users served", job.key, attempt.facts["users_done"], len(pending))
+        logger.info("processed %d of %d users, %d failed; job %s completed", attempt.facts["users_done"], len(pending),
+                    attempt.facts["users_failed"], job.key)  # fmt: skip
         return {"done": attempt.facts["users_done"], "failed": attempt.facts["users_failed"]}
 
     async def bury(self, job: Job) -> None:
@@ -262,7 +268,10 @@ def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Ha
     def handler(name: str) -> Handler:
         async def handle(ctx: dict[str, Any], *, event: int, users: list[int] | None = None) -> dict[str, Any]:
             application: Application = ctx["application"]
-            return await application.handle(name, ctx["job"], event, users)
+            job: Job = ctx["job"]
+            with bound(event=event, job=job.key, attempt=job.attempts, queue=application.topology.job_types[name].queue,
+                       tenant=job.meta.get("tenant")):  # fmt: skip
+                return await application.handle(name, job, event, users)
 
         handle.__qualname__ = handle.__name__ = name
         return handle

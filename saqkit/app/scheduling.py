@@ -42,7 +42,8 @@ class EventTimetable(Timetable):
                 key=event_key(entry.name, at), patience_s=PATIENCE_S,
             )  # fmt: skip
             if announced.new:
-                logger.info("schedule %s fires: event %d", entry.name, announced.event)
+                logger.info("schedule %s fires: event %d", entry.name, announced.event,
+                            extra={"event": announced.event})  # fmt: skip
         await super().fired(schedule, [], mark, latest)
 
 

@@ -49,6 +49,7 @@ class Serving:
         self._spec, self._event, self._number, self._channel = spec, event, number, channel
         self._provider, self._ledger, self._attempt, self._gate = provider, ledger, attempt, gate
         self._sender = provider.sender if provider else "no-reply@saqkit.example"
+        self._tells = logger.isEnabledFor(logging.DEBUG)
 
     async def serve(self, recipients: Sequence[Recipient]) -> None:
         """Try every recipient once. One failing user never stops the others."""
@@ -65,6 +66,8 @@ class Serving:
         for recipient in recipients:
             name = message_id(self._event.id, recipient.user, self._channel, sender=self._sender)
             failure = await self._send(recipient, name)
+            if self._tells or failure is not None:
+                self._tell(recipient.user, name, failure)
             if isinstance(failure, TemporaryFailure):
                 self.put_off.append(failure)
                 continue
@@ -74,6 +77,14 @@ class Serving:
                 status: Literal["sent", "failed"] = "sent" if failure is None else "failed"
                 self._ledger.add(SendResult(self._event.id, recipient.user, self._channel, status, name,
                                             str(failure or ""), time.time()))  # fmt: skip
+
+    def _tell(self, user: int, name: str, failure: TemporaryFailure | PermanentFailure | None) -> None:
+        ids = {"user": user, "message_id": name}
+        if failure is None:
+            logger.debug("user %d is served", user, extra=ids)
+        else:
+            how = "for now" if isinstance(failure, TemporaryFailure) else "for good"
+            logger.info("user %d is not served %s: %s", user, how, failure, extra=ids)
 
     async def _send(self, recipient: Recipient, name: str) -> TemporaryFailure | PermanentFailure | None:
         attempt, event, provider = self._attempt, self._event, self._provider

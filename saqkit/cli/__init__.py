@@ -1,8 +1,8 @@
 """The command line `saqkit`: the only part of the kit that knows both engines, the real one and the model.
 
 Exit status: 0 done, 2 bad input or a part that is missing (one line on standard error says which), 128 + n ended by
-signal n (130: Ctrl-C). `worker` ends with the status of the first process that ended badly; `health` with that of a
-monitoring plugin: 0 healthy, 1 degraded, 2 unhealthy, 3 it cannot tell.
+signal n (130: Ctrl-C). `worker` ends with the status of the first process that ended badly; `check` with 1 if a
+connection fails; `health` with that of a monitoring plugin: 0 healthy, 1 degraded, 2 unhealthy, 3 it cannot tell.
 """
 
 from __future__ import annotations

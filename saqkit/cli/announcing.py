@@ -57,7 +57,7 @@ def announce(
 
     if not title.strip():
         raise UsageError("--title: is empty (it becomes the subject of the emails)")
-    described, people = options.topology_of(topology, ()), Audience.of(audience, tenant)
+    described, people = options.topology_of(topology, (), served=True), Audience.of(audience, tenant)
     if wait and not _channels(described):
         raise UsageError(f"--wait: topology {described.name} keeps no ledger that says who is served (leave it out)")
     with bar("sending", as_json) as tell:

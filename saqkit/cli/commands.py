@@ -8,6 +8,7 @@ import saqkit
 from saqkit.cli.announcing import announce
 from saqkit.cli.batches import batch, batches
 from saqkit.cli.capacity import calibrate, compare, demo, measure, predict, probe
+from saqkit.cli.checking import check
 from saqkit.cli.dead_letters import dlq
 from saqkit.cli.describing import show, systems
 from saqkit.cli.inferring import infer
@@ -30,7 +31,7 @@ def commands() -> None:
 
 
 for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan, what_if, infer,
-                 worker, broker, users, announce, stats, health, workers, jobs, batches, batch, pause, resume,
+                 worker, broker, users, announce, check, stats, health, workers, jobs, batches, batch, pause, resume,
                  concurrency, limit, clear, cancel, promote, prioritise, retry_failed, clean, recording,
                  dlq):  # fmt: skip
     commands.add_command(_command)

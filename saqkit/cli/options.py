@@ -180,8 +180,9 @@ engine = click.option(
     help="Which simulates; both give the same result, the fast one sooner where it can.",
 )  # fmt: skip
 redis = click.option(
-    "--redis", metavar="URL", help="The broker (default: $REDIS_URL, else the embedded one).", show_default=False
-)
+    "--redis", metavar="URL", show_default=False,
+    help="The broker (default: $REDIS_URL, else $REDIS_HOST, else the embedded one).",
+)  # fmt: skip
 topology = click.option(
     "--topology", default="school-events", envvar="SAQKIT_TOPOLOGY", show_default=True, metavar="TOPOLOGY",
     help="A shipped name or a TOML file; $SAQKIT_TOPOLOGY is the default if set.",
@@ -240,22 +241,26 @@ def described(
     )
 
 
-def topology_of(name: str, given: Sequence[str]) -> Topology:
-    """The topology with what `--set` changes in it, for commands that have neither deployment nor workload."""
+def topology_of(name: str, given: Sequence[str], *, served: bool = False) -> Topology:
+    """The topology with what `--set` changes in it, for commands that have neither deployment nor workload.
+
+    `served`: first of all with what the environment says of a topology that is served or announced for.
+    """
     sets = _sorted(given)
     for part in PARTS:
         for key, _ in sets[part]:
             raise UsageError(f"--set {part}.{key}: this command has no {part} (set fields of the topology)")
-    return overridden(name, sets[""])
+    return overridden(name, sets[""], served)
 
 
-def overridden(name: str, given: Iterable[tuple[str, Any]]) -> Topology:
+def overridden(name: str, given: Iterable[tuple[str, Any]], served: bool = False) -> Topology:
     """The topology of a name or file with some fields replaced."""
     from saqkit.spec.overriding import override
     from saqkit.spec.topology import load
+    from saqkit.topology_environment import with_environment
 
     pairs = list(given)
-    topology = load(name)
+    topology = with_environment(load(name)) if served else load(name)
     return override(topology, pairs, "--set") if pairs else topology
 
 

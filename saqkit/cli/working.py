@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from saqkit.worker.launcher import Launcher
     from saqkit.worker.process import Configuration
 
+logger = logging.getLogger("saqkit")
+
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -37,7 +39,7 @@ class _Wanted:
     redis: str | None
     grace_s: float
     statistics_s: float
-    verbose: bool
+    level: str
     as_json: bool
 
 
@@ -61,7 +63,7 @@ class _Ended:
               help="Print the counts of the queues so often; 0: never.")  # fmt: skip
 @options.assignments
 @options.redis
-@click.option("-v", "--verbose", is_flag=True, help="Log every job.")
+@click.option("-v", "--verbose", count=True, help="Log every job; -vv: every email too.")
 @click.option("--json", "as_json", is_flag=True,
               help="Standard output gets a line of JSON per statistics block, and a last one at the end.")  # fmt: skip
 def worker(
@@ -73,7 +75,7 @@ def worker(
     statistics: float,
     assignments: Sequence[str],
     redis: str | None,
-    verbose: bool,
+    verbose: int,
     as_json: bool,
 ) -> None:
     """Serve the queues of TOPOLOGY.
@@ -81,22 +83,24 @@ def worker(
     SIGTERM or Ctrl-C: no more jobs are taken, and it ends as soon as the running ones have, at most after the grace.
     The second time they are given back at once, without an attempt being counted; the third time all is killed.
 
-    The broker is $REDIS_URL or the embedded one, the database $SAQKIT_DATABASE_URL or a SQLite file in the state
-    folder, its replica for reading audiences $SAQKIT_REPLICA_URL, the SMTP server $SAQKIT_SMTP_URL. $SAQKIT_LOOP is
-    asyncio, uvloop or auto (uvloop where it is installed).
+    The broker is $REDIS_URL, $REDIS_HOST or the embedded one, the database $SAQKIT_DATABASE_URL or a SQLite file in
+    the state folder, its replica for reading audiences $SAQKIT_REPLICA_URL, the SMTP server $SAQKIT_SMTP_URL.
+    $SAQKIT_LOOP is asyncio, uvloop or auto (uvloop where it is installed), $SAQKIT_LOG console or json.
+    $EMAIL_QUEUE_CONCURRENCY is the number of slots of queue `email`, and so on, unless --concurrency or --set gives
+    another. All variables: docs/environment.md.
 
     The exit status is 0 after SIGTERM, 130 after Ctrl-C and 129 after SIGHUP if every process ended well; else that
     of the first one that did not: its own, or 128 + n if signal n ended it. It is 2 if a process cannot start.
     """
+    from saqkit.log_lines import arrange
     from saqkit.worker.event_loop import loop_name
 
-    described = options.topology_of(topology, assignments)
+    level = ("WARNING", "INFO", "DEBUG")[min(verbose, 2)]
+    arrange(level)
+    described = options.topology_of(topology, assignments, served=True)
     slots = _slots(described, queues, concurrency)
     loop_name()
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s saqkit %(levelname)s %(message)s"
-    )
-    ended = run(_serve(_Wanted(described, slots, processes, redis, grace, statistics, verbose, as_json)))
+    ended = run(_serve(_Wanted(described, slots, processes, redis, grace, statistics, level, as_json)))
     if as_json:
         _line({"topology": described.name, "queues": slots, "processes": processes, "restarted": ended.restarted,
                "exit_codes": ended.codes})  # fmt: skip
@@ -132,6 +136,7 @@ def _slots(topology: Topology, queues: str | None, concurrency: Slots | None) ->
 
 async def _serve(wanted: _Wanted) -> _Ended:
     """Serve until a signal comes."""
+    from saqkit.log_lines import said
     from saqkit.worker.launcher import Launcher
     from saqkit.worker.process import HARD_STOP_S
 
@@ -166,9 +171,9 @@ async def _serve(wanted: _Wanted) -> _Ended:
                 ready.result()
                 served = ", ".join(f"{name} ({number} slots)" for name, number in wanted.slots.items())
                 word = "process serves" if wanted.processes == 1 else "processes serve"
-                click.echo(
-                    f"ready: {wanted.processes} worker {word} {served} of {wanted.topology.name}; Ctrl-C ends", err=True
-                )
+                _log_queues(wanted)
+                text = f"ready: {wanted.processes} worker {word} {served} of {wanted.topology.name}; Ctrl-C ends"
+                click.echo(said(text), err=True)
                 if wanted.statistics_s > 0:
                     telling = asyncio.create_task(_tell_statistics(wanted, url, store, launcher))
                 await stop
@@ -181,7 +186,19 @@ async def _serve(wanted: _Wanted) -> _Ended:
         return _Ended(caught, codes, launcher.restarts)
 
 
+def _log_queues(wanted: _Wanted) -> None:
+    """What the queues are, one line each: those who start workers want to know what they have started."""
+    for name, slots in wanted.slots.items():
+        limit = wanted.topology.queues[name].rate_limit
+        types = [kind for kind, job in wanted.topology.job_types.items() if job.queue == name]
+        logger.info("queue %s: %d worker process%s with %d slots, %s, serves %s", name, wanted.processes,
+                    "es" if wanted.processes > 1 else "", slots,
+                    f"at most {limit.limit} {limit.unit} in {limit.period_s:g} s" if limit else "no rate limit",
+                    ", ".join(types) or "nothing")  # fmt: skip
+
+
 async def _tell_statistics(wanted: _Wanted, url: str, store: Store, launcher: Launcher) -> None:
+    from saqkit.log_lines import chosen_style, said
     from saqkit.queue.building import build_queues
     from saqkit.worker.statistics import block, report_every, statistics
 
@@ -197,7 +214,7 @@ async def _tell_statistics(wanted: _Wanted, url: str, store: Store, launcher: La
         if wanted.as_json:
             _line(counts)
         else:
-            click.echo(block(counts), err=True)
+            click.echo(block(counts) if chosen_style() == "console" else said("statistics", **counts), err=True)
 
     try:
         await report_every(wanted.statistics_s, read, tell)
@@ -212,14 +229,16 @@ async def _checked(wanted: _Wanted, stack: AsyncExitStack) -> tuple[str, str, St
     from saqkit.app.location import database_url, replica_url
     from saqkit.app.mail import build_providers
     from saqkit.app.store import Store
+    from saqkit.log_lines import said
     from saqkit.worker.connections import check_room
 
     for provider in build_providers(wanted.topology, 0).values():
         await provider.close()
     url, database = await asyncio.to_thread(broker.resolve, wanted.redis), database_url()
-    await asyncio.to_thread(broker.check, url)
+    found = await asyncio.to_thread(broker.check, url)
+    logger.info("connected to %s %s at %s", found["name"], found["version"], broker.redact(url))
     if warning := await asyncio.to_thread(check_room, url, len(wanted.slots), wanted.processes):
-        click.echo(f"saqkit: warning: {warning}", err=True)
+        click.echo(said(f"saqkit: warning: {warning}"), err=True)
     store = await Store.open(database, replica_url=replica_url())
     return url, database, await stack.enter_async_context(store)
 
@@ -232,7 +251,7 @@ def _configurations(wanted: _Wanted, url: str, database: str) -> list[Configurat
         Configuration(
             topology=wanted.topology.to_dict(), broker=url, database=database, replica=replica_url(),
             slots=wanted.slots, name=f"{socket.gethostname()}.{os.getpid()}.{number}", grace_s=wanted.grace_s,
-            log_level="INFO" if wanted.verbose else "WARNING",
+            log_level=wanted.level,
         )
         for number in range(wanted.processes)
     ]  # fmt: skip

@@ -13,9 +13,11 @@ from saqkit.app.location import database_url, replica_url
 from saqkit.app.mail import build_providers
 from saqkit.app.store import Store
 from saqkit.errors import DescriptionError
+from saqkit.log_lines import dress
 from saqkit.queue.building import build_queues
 from saqkit.spec.base import did_you_mean
 from saqkit.spec.topology import load
+from saqkit.topology_environment import with_environment
 from saqkit.worker.connections import check_room
 from saqkit.worker.loop_lag import LoopLag
 
@@ -26,10 +28,11 @@ def settings() -> dict[str, Any]:
     """Settings of a SAQ worker for one queue, made anew at each call.
 
     From the environment: `SAQKIT_TOPOLOGY` (a shipped name or a file; default school-events), `SAQKIT_QUEUE` (default:
-    where arriving users go first), `REDIS_URL` (default: the embedded broker, which is started if need be),
-    `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_REPLICA_URL`, `SAQKIT_SMTP_URL`.
+    where arriving users go first), `REDIS_URL` or `REDIS_HOST` (default: the embedded broker, started if need be),
+    `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_REPLICA_URL`,
+    `SAQKIT_SMTP_URL`, `SAQKIT_LOG`, and what `with_environment` reads.
     """
-    topology = load(os.environ.get("SAQKIT_TOPOLOGY", "school-events"))
+    topology = with_environment(load(os.environ.get("SAQKIT_TOPOLOGY", "school-events")))
     name = os.environ.get("SAQKIT_QUEUE", topology.entry_queue)
     if name not in topology.queues:
         raise DescriptionError(f'topology {topology.name} has no queue "{name}"', source="SAQKIT_QUEUE", value=name,
@@ -39,6 +42,7 @@ def settings() -> dict[str, Any]:
     metadata: dict[str, Any] = {}
 
     async def startup(ctx: dict[str, Any]) -> None:
+        dress()
         if warning := await asyncio.to_thread(check_room, url, 1):
             logger.warning(warning)
         store = await Store.open(database_url(), replica_url=replica_url())

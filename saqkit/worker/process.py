@@ -181,13 +181,14 @@ def main() -> int:
     from redis.exceptions import RedisError
 
     from saqkit.errors import SaqkitError
+    from saqkit.log_lines import arrange
 
     file = Path(sys.argv[1])
     config = Configuration(**json.loads(file.read_text(encoding="utf-8")))
     file.unlink()
-    logging.basicConfig(level=config.log_level, format=f"%(asctime)s {config.name} %(levelname)s %(message)s")
-    logging.getLogger("saq").setLevel(max(logging.WARNING, logging.getLevelName(config.log_level)))
     try:
+        arrange(config.log_level, worker=config.name)
+        logging.getLogger("saq").setLevel(max(logging.WARNING, logging.getLevelName(config.log_level)))
         with asyncio.Runner(loop_factory=loop_factory(loop_name(config.loop))) as runner:
             runner.run(serve(config))
     except (SaqkitError, RedisError) as error:

@@ -99,6 +99,24 @@ class Smtp:
         for client in idle:
             client.close()
 
+    async def greet(self) -> str:
+        """Connect, say EHLO and log in as for a send, and take leave; returns what was agreed, on one line.
+
+        Raises `TemporaryFailure` with what the server answered.
+        """
+        try:
+            client = await self._connect()
+        except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
+            raise self._failure(error, on_user=False) from error
+        encrypted = client.get_transport_info("ssl_object")
+        said = [self._place, "EHLO" if client.supports_esmtp else "HELO"]
+        with contextlib.suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                await client.quit()
+        client.close()
+        said += [encrypted.version() if encrypted else "not encrypted", *(["logged in"] if self._server.user else [])]
+        return ", ".join(said)
+
     async def _sent(self, email: Email, content: bytes, options: list[str]) -> bool:
         """Send on one connection; False if it turned out to be closed before anything of the message was said."""
         client, fresh = await self._acquire()
