@@ -36,6 +36,7 @@ per_user = { database = "ledger", provider = "email" }
 [providers.email]
 kind = "smtp"
 """
+SAQ = str(Path(sys.executable).with_name("saq"))
 PEOPLE = ["ada", "bob", "cleo", "dan", "eve"]
 
 
@@ -66,12 +67,13 @@ def log(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def working(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker that is ready; at the end of the block it is told to stop, and stops well."""
+def working(log: Path, *arguments: str, ready: str = "ready: ") -> Iterator[subprocess.Popen[bytes]]:
+    """A worker (or `arguments` as they are, if they name a program) that is `ready`; told to stop, it stops well."""
+    command = arguments if arguments[0] == SAQ else [*COMMAND, "worker", *arguments]
     with log.open("wb") as err:
-        process = subprocess.Popen([*COMMAND, "worker", *arguments], stdout=subprocess.DEVNULL, stderr=err)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
     try:
-        tells(process, log, "ready: ")
+        tells(process, log, ready)
         yield process
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()
@@ -91,12 +93,17 @@ def tells(process: subprocess.Popen[bytes], log: Path, word: str) -> str:
     return found()[0]
 
 
+def announce(story: Path) -> None:
+    """Announce an event and wait until all are served."""
+    said = answer("announce", "--title", "Sports day", "--audience", "all", "--tenant", "north", "--wait",
+                  "--topology", str(story))  # fmt: skip
+    assert (said["sent"], said["failed"]) == (4, 1)
+
+
 def worked(story: Path, log: Path, *options: str) -> list[str]:
     """The lines of a worker that serves one event from its announcement to its end."""
     with working(log, str(story), "--statistics", "0", *options):
-        said = answer("announce", "--title", "Sports day", "--audience", "all", "--tenant", "north", "--wait",
-                      "--topology", str(story))  # fmt: skip
-        assert (said["sent"], said["failed"]) == (4, 1)
+        announce(story)
     return log.read_text().splitlines()
 
 
@@ -145,6 +152,18 @@ def test_people_read_the_same_lines(story: Path, sink: SmtpSink, log: Path) -> N
                         rf"worker=\S+ {ids}", found)  # fmt: skip
     assert not any("is served" in line for line in lines), "single emails are told with -vv"
     assert not any("\x1b" in line for line in lines), "no colours where it is no terminal"
+
+
+def test_under_saqs_own_command_lines_have_ids_too(
+    story: Path, sink: SmtpSink, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAQKIT_LOG", "json")
+    monkeypatch.setenv("SAQKIT_TOPOLOGY", str(story))
+    with working(log, SAQ, "saqkit.settings", "-v", ready="Worker starting"):
+        announce(story)
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    own = {line["job"] for line in lines if "job" in line and line["logger"] == "saqkit"}
+    assert own == {"announce:1", "notify:1:0", "notify:1:2", "notify:1:4"}
 
 
 def test_the_start_says_what_is_served(story: Path, sink: SmtpSink, log: Path) -> None:
