@@ -47,6 +47,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             server.kill()
 
 
+@pytest.mark.row("001.4", "002.15", "003.4")
 @pytest.mark.parametrize(
     ("environ", "url"),
     [
@@ -66,6 +67,7 @@ def test_one_address_goes_before_its_parts_and_these_before_none(environ: dict[s
     assert named_broker(environ) == url
 
 
+@pytest.mark.row("001.4", "002.15")
 @pytest.mark.parametrize(
     ("environ", "why"),
     [
@@ -90,6 +92,7 @@ def test_what_names_no_broker_says_why_and_shows_no_secret(environ: dict[str, st
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.row("001.4", "002.15", "003.4")
 def test_a_command_finds_the_server_by_host_port_and_password(locked: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HOST": "127.0.0.1", "PORT": str(locked), "PASSWORD": PASSWORD, "DB": "2"}.items():
         monkeypatch.setenv(f"REDIS_{name}", value)

@@ -49,6 +49,7 @@ def test_nothing_said_changes_nothing(courses: Path) -> None:
     assert with_environment(topology, {"EMAIL_QUEUE_CONCURRENCY": "", "JOB_MAX_RETRIES": " "}) is topology
 
 
+@pytest.mark.row("001.2")
 def test_slots_by_queue(courses: Path) -> None:
     given = {"EMAIL_QUEUE_CONCURRENCY": "5", variable_of("sync-moodle"): "2"}
     assert variable_of("sync-moodle") == "SYNC_MOODLE_QUEUE_CONCURRENCY"
@@ -56,6 +57,7 @@ def test_slots_by_queue(courses: Path) -> None:
     assert {name: queue.concurrency for name, queue in served.queues.items()} == {"email": 5, "sync-moodle": 2}
 
 
+@pytest.mark.row("001.3")
 def test_retries_for_those_that_say_nothing(courses: Path) -> None:
     served = with_environment(saqkit.load(courses), {"JOB_MAX_RETRIES": "4", "JOB_RETRY_DELAY": "500"})
     assert tried(served) == {

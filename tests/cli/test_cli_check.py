@@ -52,6 +52,7 @@ def failing(**environ: str) -> dict[str, dict[str, Any]]:
     return checks(said)
 
 
+@pytest.mark.row("002.14", "001.15")
 def test_each_connection_says_what_answered_and_how_soon(tmp_path: Path) -> None:
     said = answer("check")
     assert said["ok"] is True

@@ -107,6 +107,7 @@ def worked(story: Path, log: Path, *options: str) -> list[str]:
     return log.read_text().splitlines()
 
 
+@pytest.mark.row("000.13", "004.16")
 def test_ids_lead_from_the_event_by_its_batches_to_each_email(
     story: Path, sink: SmtpSink, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +167,7 @@ def test_under_saqs_own_command_lines_have_ids_too(
     assert own == {"announce:1", "notify:1:0", "notify:1:2", "notify:1:4"}
 
 
+@pytest.mark.row("001.8", "000.13")
 def test_the_start_says_what_is_served(story: Path, sink: SmtpSink, log: Path) -> None:
     with working(log, str(story), "-v", "--processes", "2"):
         said = log.read_text()

@@ -101,6 +101,7 @@ def shown(text: str) -> str:
     return "".join(f"{squeezed(line)}\n" for line in text.rstrip("\n").splitlines())
 
 
+@pytest.mark.row("000.23", "001.15")
 @pytest.mark.parametrize(("title", "block"), BLOCKS, ids=[title for title, _ in BLOCKS])
 def test_what_the_guide_shows_is_so(terminal: Terminal, title: str, block: str) -> None:
     steps: list[tuple[str, list[str]]] = []
@@ -120,6 +121,7 @@ def test_every_entry_of_troubleshooting_has_a_block_that_is_run() -> None:
     assert set(entries) <= {title for title, _ in BLOCKS}
 
 
+@pytest.mark.row("001.19")
 def test_the_checklist_has_ten_items_each_with_how_it_is_verified() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", PAGE.partition("## Before production")[2], re.MULTILINE)
     assert [int(number) for number, _, _ in rows] == list(range(1, 11))
