@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from saqkit.app.audience import Audience
@@ -50,12 +52,12 @@ async def test_a_name_is_one_line(store: Store, name: str) -> None:
 
 
 @pytest.mark.row("003.8")
-async def test_a_page_of_a_tenant_is_one_stretch_of_an_index(store: Store) -> None:
-    if store._database.dialect != "sqlite":
-        pytest.skip("PostgreSQL plans by its statistics")
-    await store.add_numbered_users(3_000)
-    plan = "EXPLAIN QUERY PLAN SELECT id FROM users WHERE id > 5 AND active AND tenant = 'north' ORDER BY id LIMIT 100"
-    steps = await store._database.read(lambda connection: [row[3] for row in connection.exec_driver_sql(plan)])
-    assert len(steps) == 1  # no sorting
-    assert "users_by_tenant" in steps[0]
-    assert len(await store.audience_page(Audience(tenant="north"), 5, 100)) == 100
+async def test_a_page_of_a_tenant_is_one_stretch_of_an_index(tmp_path: Path) -> None:
+    async with await Store.open(f"sqlite:///{tmp_path}/store.db") as store:  # PostgreSQL plans by its statistics
+        await store.add_numbered_users(3_000)
+        page = "SELECT id FROM users WHERE id > 5 AND active AND tenant = 'north' ORDER BY id LIMIT 100"
+        plan = f"EXPLAIN QUERY PLAN {page}"
+        steps = await store._database.read(lambda connection: [row[3] for row in connection.exec_driver_sql(plan)])
+        assert len(steps) == 1  # no sorting
+        assert "users_by_tenant" in steps[0]
+        assert len(await store.audience_page(Audience(tenant="north"), 5, 100)) == 100
