@@ -73,17 +73,19 @@ class Announcer:
             title=title, body=body, topic=topic_of(entry), audience=audience or Audience(), created_at=time.time(),
             tenant=tenant or entry.tenant, key=key,
         )  # fmt: skip
-        enqueued = False
-        if saved.new:
-            try:
-                async with asyncio.timeout(patience_s):
-                    await self.deliver(saved.event_id)
-                enqueued = True
-            except (TimeoutError, RedisError, *AWAY) as error:
-                reason = str(error) or f"no answer within {patience_s:g} s"
-                logger.warning("event %d is saved; the relay will enqueue it (%s)", saved.event_id, reason,
-                               extra={"event": saved.event_id})  # fmt: skip
+        enqueued = saved.new and await self.deliver_soon(saved.event_id, patience_s)
         return Announced(saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)
+
+    async def deliver_soon(self, event_id: int, patience_s: float) -> bool:
+        """Deliver an event if the broker takes it within `patience_s`; else it is left to the relay."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.deliver(event_id)
+        except (TimeoutError, RedisError, *AWAY) as error:
+            reason = str(error) or f"no answer within {patience_s:g} s"
+            logger.warning("event %d is saved; the relay will enqueue it (%s)", event_id, reason, extra={"event": event_id})
+            return False
+        return True
 
     async def deliver(self, event_id: int, *, missing: bool = False) -> None:
         """Enqueue what an event starts, and mark its outbox row; doing it again changes nothing.

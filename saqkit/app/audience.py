@@ -12,7 +12,8 @@ from saqkit.spec.roles import check_role, roles_of
 
 @dataclass(frozen=True)
 class Audience:
-    """The active users with one of `roles`, of `tenant`, with ids up to `first_n`; an empty or None field means all.
+    """The active users with one of `roles`, of `tenant`, of the ids `users` or up to `first_n`; an empty or None field
+    means all.
 
     `first_n` is for measured runs, whose users are numbered 1..N. `nobody`: none of them at all.
     """
@@ -21,6 +22,7 @@ class Audience:
     tenant: str = ""
     first_n: int | None = None
     nobody: bool = False
+    users: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for role in self.roles:
@@ -44,4 +46,5 @@ class Audience:
     @classmethod
     def from_json(cls, text: str) -> Self:
         data = json.loads(text)
-        return cls(tuple(data["roles"]), data["tenant"], data["first_n"], data.get("nobody", False))
+        return cls(tuple(data["roles"]), data["tenant"], data["first_n"], data.get("nobody", False),
+                   tuple(data.get("users", ())))  # fmt: skip

@@ -25,8 +25,11 @@ from saqkit.app.mail import Provider, Simulated
 from saqkit.app.mail.gate import build_gates
 from saqkit.app.scheduling import EventTimetable
 from saqkit.app.serving import Serving, channel_of
+from saqkit.app.shop.orders import Orders
+from saqkit.app.shop.payment_provider import build_payments
 from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
+from saqkit.app.works import WORKS, Task
 from saqkit.errors import SaqkitError, TemporaryFailure
 from saqkit.log_lines import bound
 from saqkit.queue.batches import Batch
@@ -61,6 +64,8 @@ class Application:
         self.timetable = EventTimetable(self.announcer)
         self.ledger = Ledger(store)
         self.emails = Sender(topology, store, queues, providers, self.gates)
+        self.orders = Orders(store.database)
+        self.payments = build_payments(topology, store.database, providers)
         self._sample_every, self._steps_file = sample_every, steps_file
         self._steps: TextIO | None = None
 
@@ -85,6 +90,8 @@ class Application:
             await gate.close()
         for provider in self.providers.values():
             await provider.close()
+        for payments in self.payments.values():
+            await payments.close()
         if self._steps is not None:
             self._steps.close()
         await self.store.close()
@@ -101,6 +108,8 @@ class Application:
             row = await self._event(event)
             if spec.fan_out is not None:
                 work = self._fan_out(name, spec, job, row, attempt)
+            elif spec.work != "messages":
+                work = self._do(Task(name, spec, job, row, users or [], attempt))
             else:
                 work = self._serve(spec, job, row, users or [], attempt)
             return await Stopwatch(attempt, work)
@@ -238,6 +247,13 @@ class Application:
         logger.info("processed %d of %d users, %d failed; job %s completed", attempt.facts["users_done"], len(pending),
                     attempt.facts["users_failed"], job.key)  # fmt: skip
         return {"done": attempt.facts["users_done"], "failed": attempt.facts["users_failed"]}
+
+    async def _do(self, task: Task) -> dict[str, Any]:
+        """Do a job's work that is not messages; what follows it is for those of its users whom it says."""
+        users = await WORKS[task.spec.work](self, task)
+        if users or not task.users:
+            await self._follow_up(task.spec, task.job, task.event, users)
+        return {"done": task.attempt.facts["users_done"], "failed": task.attempt.facts["users_failed"]}
 
     async def bury(self, job: Job) -> None:
         """A job has died: those of its users whom it left unserved have failed, and the ledger says why."""

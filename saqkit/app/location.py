@@ -22,10 +22,15 @@ def database_url(url: str | None = None) -> str:
     """
     if chosen := url or os.environ.get("SAQKIT_DATABASE_URL"):
         return chosen
+    return f"sqlite:///{state_folder() / 'saqkit.db'}"
+
+
+def state_folder() -> Path:
+    """`SAQKIT_STATE`, else saqkit's folder among the user's; it is made if need be, `StoreError` if it cannot be."""
     folder = Path(os.environ.get("SAQKIT_STATE") or platformdirs.user_state_dir("saqkit", appauthor=False))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         advice = "set SAQKIT_STATE to a folder of your own, or SAQKIT_DATABASE_URL"
         raise StoreError(f"{folder}: no folder can be made there, {error.strerror} ({advice})") from error
-    return f"sqlite:///{folder / 'saqkit.db'}"
+    return folder

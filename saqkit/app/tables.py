@@ -118,43 +118,46 @@ notifications = Table(
     sqlite_with_rowid=False,
 )
 
-# No foreign key to users here either: an order, a mark and an audit entry outlive the person.
+# No foreign key to users here either: an order, a mark and an audit entry outlive the person. An order is `new`, then
+# `charging` from before the provider is first asked for money until its answer is recorded, and then for ever `paid`
+# or `declined`.
 orders = Table(
     "orders",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("tenant", Text, nullable=False),
-    Column("key", Text, nullable=False),
+    Column("key", Text),
+    Column("event_id", Integer, nullable=False),
     Column("user_id", Integer, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("amount_cents", BigInteger, nullable=False),
+    Column("job_type", Text, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
     Column("currency", Text, nullable=False),
-    Column("payment", Text, nullable=False),
-    Column("payment_reference", Text, nullable=False),
-    Column("payment_error", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    # What the provider knows the payment by. Made up here, for good: an order that is charged again is charged by it.
+    Column("charge_key", Text, nullable=False, unique=True),
+    Column("charge_id", Text, nullable=False),
+    Column("error", Text, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("asked_at", Double),
     Column("settled_at", Double),
+    Column("settled_by", Text, nullable=False),
     UniqueConstraint("tenant", "key"),
-    CheckConstraint("payment IN ('pending', 'paid', 'declined')", name="orders_payment"),
-    CheckConstraint("amount_cents > 0", name="orders_amount"),
-    Index("orders_by_user", "tenant", "user_id", "id"),
+    UniqueConstraint("event_id", "user_id"),
+    CheckConstraint("state IN ('new', 'charging', 'paid', 'declined')", name="orders_state"),
     sqlite_autoincrement=True,
 )
-# What the provider has charged once pays one order.
+# Whoever polls looks for the few whose answer is missing, however many orders there ever were.
 Index(
-    "orders_payment_reference",
-    orders.c.tenant,
-    orders.c.payment_reference,
-    unique=True,
-    sqlite_where=text("payment_reference <> ''"),
-    postgresql_where=text("payment_reference <> ''"),
+    "orders_charging",
+    orders.c.asked_at,
+    sqlite_where=text("state = 'charging'"),
+    postgresql_where=text("state = 'charging'"),
 )
-# The poller looks for what is open: a handful of rows, however many were ever paid.
 Index(
-    "orders_open",
-    orders.c.created_at,
-    sqlite_where=text("payment = 'pending'"),
-    postgresql_where=text("payment = 'pending'"),
+    "orders_confirmed",
+    orders.c.settled_at,
+    sqlite_where=text("settled_by = 'confirmation'"),
+    postgresql_where=text("settled_by = 'confirmation'"),
 )
 
 # One row for each pupil and day. `day` is an ISO date, which sorts as text and needs no type of the database's own.

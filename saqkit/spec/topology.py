@@ -206,16 +206,28 @@ class JobType(Part):
     timeout_s: PositiveFloat = 300.0
     cpu_us: NonNegativeFloat = Field(default=0.0, description="work per job in nominal µs, besides the users'")
     per_user: PerUser = PerUser(database="none")
+    work: Literal["messages", "payment", "payment-check"] = Field(
+        default="messages",
+        description="what serving a user is: a message, or charging an order; payment-check asks for lost answers",
+        json_schema_extra=acts_in_real("how long it takes is told by the other fields"),
+    )
     send_concurrency: PositiveInt = Field(default=1, description="users of one job served at once")
     fan_out: FanOut | None = None
     follow_up: tuple[FollowUp, ...] = ()
 
     @model_validator(mode="after")
     def _fans_out_or_serves(self) -> JobType:
-        served = {"per_user": PerUser(database="none"), "send_concurrency": 1, "follow_up": ()}
+        served = {"work": "messages", "per_user": PerUser(database="none"), "send_concurrency": 1, "follow_up": ()}
         if self.fan_out and (wrong := [name for name, unset in served.items() if getattr(self, name) != unset]):
             raise ValueError(f'{wrong[0]} means nothing beside fan_out: it belongs to "{self.fan_out.to}", whose jobs '
                              "have users")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _pays_by_a_provider(self) -> JobType:
+        if self.work == "payment" and (self.per_user.provider is None or self.per_user.database == "none"):
+            raise ValueError('work = "payment" needs who charges, and where that is written down: say per_user = '
+                             '{ provider = "NAME", database = "ledger" }')  # fmt: skip
         return self
 
     def edges(self) -> Iterator[tuple[str, str]]:
@@ -439,6 +451,11 @@ class Topology(Part):
             _known(f"{at}.queue", "queue", job.queue, self.queues)
             if job.per_user.provider is not None:
                 _known(f"{at}.per_user.provider", "provider", job.per_user.provider, self.providers)
+                channel = self.providers[job.per_user.provider].channel
+                if job.work == "payment" and channel.startswith("email"):
+                    raise DescriptionError(f'"{name}" charges by it, and it sends email', value=channel,
+                                           key=f"providers.{job.per_user.provider}.channel",
+                                           hint='a provider of payments has channel = "api.payment"')  # fmt: skip
             for key, target in job.edges():
                 _known(f"{at}.{key}", "job type", target, self.job_types)
                 if self.job_types[target].fan_out:

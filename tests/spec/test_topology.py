@@ -203,6 +203,7 @@ REAL_ONLY = {
     "Queue.done_retention_s",
     "Queue.dead_retention_s",
     "Queue.dead_cap",
+    "JobType.work",
     "Provider.url",
     "Provider.sender",
     "Deployment.broker",

@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from saqkit.app import tables
 from saqkit.app.audience import Audience
+from saqkit.app.shop.money import Money
+from saqkit.app.shop.orders import NewOrder, Orders
 from saqkit.app.store import Progress, Recipient, Store, UserRow
 from saqkit.errors import StoreError
 
@@ -106,7 +108,8 @@ async def test_a_database_of_the_first_version_is_carried_over_without_loss(stor
         assert (await store.announce(title="T", topic="t", audience=Audience(), created_at=2.0)).event_id == 2
         await store.tenants.add_institution("north", "main")
         assert (await store.attendance.mark("north", "main", date(2026, 3, 2), {1: "late"})).new == 1
-        order, new = await store.orders.place(key="1", user=1, amount_cents=5, currency="EUR")
+        wanted = NewOrder(1, Money(5, "EUR"), "payment", "checkout", "T", "")
+        order, new = await Orders(store.database).add(wanted, 3.0)
         assert (order.id, new) == (1, True)
     async with await Store.open(store_url) as again:
         assert [tenant.name for tenant in await again.tenants.all()] == ["harbour", "north", "south", "west"]

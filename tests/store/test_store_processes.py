@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from saqkit.app.audience import Audience
+from saqkit.app.shop.orders import Orders
 from saqkit.app.store import Progress, Store
 
 # Each writes all that a worker and an application write, five of it at a time, while others read.
@@ -21,13 +22,15 @@ WRITER = textwrap.dedent("""
     from datetime import date, timedelta
     from saqkit.app.audience import Audience
     from saqkit.app.ledger import Ledger
+    from saqkit.app.shop.money import Money
+    from saqkit.app.shop.orders import NewOrder, Orders, Settlement
     from saqkit.app.store import SendResult, Store
 
     async def main(url: str, event: int, mine: int) -> None:
         async with await Store.open(url) as store:
             print("ready", flush=True)
             sys.stdin.readline()
-            ledger, done = Ledger(store), 0
+            ledger, orders, done = Ledger(store), Orders(store.database), 0
 
             async def slot(n: int) -> None:
                 nonlocal done
@@ -41,10 +44,10 @@ WRITER = textwrap.dedent("""
                         await asyncio.sleep(0)
                     await ledger.flush()
                     assert len(await store.audience_page(Audience(tenant="north"), first, 10)) == 10
-                    order, new = await store.orders.place(
-                        tenant="north", key=str(number), user=first + 1, amount_cents=number + 1, currency="EUR"
-                    )
-                    assert new and await store.orders.settle("north", order.id, "paid", reference=str(number))
+                    wanted = NewOrder(first + 1, Money(number + 1, "EUR"), "payment", "checkout", "T", "", key=str(number))
+                    order, new = await orders.add(wanted, time.time())
+                    paid = Settlement(order, "paid", f"charge {number}", "", time.time())
+                    assert new and await orders.settle([paid], "api.payment") == 1
                     # All mark one day after the other of the same three pupils.
                     day = date(2026, 1, 1) + timedelta(days=number % 1_000)
                     await store.attendance.mark("north", "main", day, {1: "present", 4: "late", 7: "absent"})
@@ -85,7 +88,7 @@ async def test_four_processes_write_one_database_without_a_lock_error(store_url:
         total = 20 * sum(batches)
         assert await store.progress(event) == Progress(total, 0, total, 0, 100.0, fan_out_finished=False)
         assert len(await store.audit.of_tenant("north", limit=10_000)) == sum(batches)
-        assert await store.orders.unsettled(time.time() + 60) == []
+        assert await Orders(store.database).counts() == {"paid": sum(batches)}
 
 
 async def test_several_processes_may_open_a_fresh_database_at_once(store_url: str) -> None:

@@ -26,12 +26,12 @@ class Simulated:
     ) -> None:
         self.name, self.sender = name, spec.sender
         self.outages: list[tuple[float, float]] = [] if outages is None else outages
-        self._spec, self._seed = spec, seed
+        self.spec, self.seed = spec, seed
 
     async def send(self, email: Email) -> None:
         """Wait for the drawn latency; raise what is drawn for this user and attempt."""
         email.check()
-        spec, seed, event, user, attempt = self._spec, self._seed, email.event, email.user, email.attempt
+        spec, seed, event, user, attempt = self.spec, self.seed, email.event, email.user, email.attempt
         if self.outages:
             now = time.time()
             if any(start <= now < end for start, end in self.outages):

@@ -36,33 +36,28 @@ def upgrade(op: Operations) -> None:
         "orders",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("tenant", sa.Text, nullable=False),
-        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("key", sa.Text),
+        sa.Column("event_id", sa.Integer, nullable=False),
         sa.Column("user_id", sa.Integer, nullable=False),
-        sa.Column("subject", sa.Text, nullable=False),
-        sa.Column("amount_cents", sa.BigInteger, nullable=False),
+        sa.Column("job_type", sa.Text, nullable=False),
+        sa.Column("amount_minor", sa.BigInteger, nullable=False),
         sa.Column("currency", sa.Text, nullable=False),
-        sa.Column("payment", sa.Text, nullable=False),
-        sa.Column("payment_reference", sa.Text, nullable=False),
-        sa.Column("payment_error", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("charge_key", sa.Text, nullable=False, unique=True),
+        sa.Column("charge_id", sa.Text, nullable=False),
+        sa.Column("error", sa.Text, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("asked_at", sa.Double),
         sa.Column("settled_at", sa.Double),
+        sa.Column("settled_by", sa.Text, nullable=False),
         sa.UniqueConstraint("tenant", "key"),
-        sa.CheckConstraint("payment IN ('pending', 'paid', 'declined')", name="orders_payment"),
-        sa.CheckConstraint("amount_cents > 0", name="orders_amount"),
+        sa.UniqueConstraint("event_id", "user_id"),
+        sa.CheckConstraint("state IN ('new', 'charging', 'paid', 'declined')", name="orders_state"),
         sqlite_autoincrement=True,
     )
-    op.create_index("orders_by_user", "orders", ["tenant", "user_id", "id"])
-    charged = sa.text("payment_reference <> ''")
-    op.create_index(
-        "orders_payment_reference",
-        "orders",
-        ["tenant", "payment_reference"],
-        unique=True,
-        sqlite_where=charged,
-        postgresql_where=charged,
-    )
-    pending = sa.text("payment = 'pending'")
-    op.create_index("orders_open", "orders", ["created_at"], sqlite_where=pending, postgresql_where=pending)
+    charging, confirmed = sa.text("state = 'charging'"), sa.text("settled_by = 'confirmation'")
+    op.create_index("orders_charging", "orders", ["asked_at"], sqlite_where=charging, postgresql_where=charging)
+    op.create_index("orders_confirmed", "orders", ["settled_at"], sqlite_where=confirmed, postgresql_where=confirmed)
     op.create_table(
         "attendance",
         sa.Column("tenant", sa.Text, primary_key=True),

@@ -11,7 +11,6 @@ from saqkit.app.store.audit_log import AuditLog
 from saqkit.app.store.events import Announcement, EventRow, Events
 from saqkit.app.store.fan_outs import FanOuts
 from saqkit.app.store.ledger_rows import GONE, Batch, Failure, LedgerRows, Progress, Recipient, SendResult
-from saqkit.app.store.orders import Orders
 from saqkit.app.store.people import TENANTS, People, UserRow
 from saqkit.app.store.tenants import Tenants
 
@@ -34,13 +33,13 @@ class Store(People, Events, FanOuts, LedgerRows):
     """The database of the reference application. Every method is one transaction, or one per 5,000 users; `StoreError`
     if the database is gone, full, or locked by somebody for too long. Times are seconds since the epoch.
 
-    What the fan-out needs are methods of the store; `tenants`, `orders`, `attendance` and `audit` are the rest.
+    What the fan-out needs are methods of the store; `tenants`, `attendance` and `audit` are the rest.
     """
 
     def __init__(self, database: Database, replica: Database | None = None) -> None:
         super().__init__(database, replica)
+        self.database = database
         self.tenants = Tenants(database)
-        self.orders = Orders(database)
         self.attendance = Attendance(database)
         self.audit = AuditLog(database)
 

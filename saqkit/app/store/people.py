@@ -138,6 +138,8 @@ def _members(audience: Audience) -> list[ColumnElement[bool]]:
         conditions.append(users.c.tenant == audience.tenant)
     if audience.first_n is not None:
         conditions.append(users.c.id <= audience.first_n)
+    if audience.users:
+        conditions.append(users.c.id.in_(audience.users))
     if audience.nobody:
         conditions.append(false())
     return conditions

@@ -1,0 +1,1 @@
+"""The shop: orders that are checked out, charged once, and told of."""

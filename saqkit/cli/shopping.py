@@ -1,0 +1,123 @@
+"""`checkout` and `orders`: a customer's order, as the shop's web application takes it in, and what has become of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saqkit.cli import options
+from saqkit.cli.interrupting import run
+from saqkit.cli.options import Amount, Count
+from saqkit.cli.output import emit, table
+from saqkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from saqkit.app.shop.money import Money
+    from saqkit.app.shop.orders import Order
+    from saqkit.spec.topology import Topology
+
+POLL_S = 0.02
+
+
+@click.command()
+@click.option("--user", type=Count(), required=True, help="Whose order it is, by id.")
+@click.option("--amount", required=True, metavar="X", help="E.g. 12.50.")
+@click.option("--currency", required=True, metavar="CODE", help="E.g. EUR.")
+@click.option("--tenant", default="", help="Only if the user is of this tenant.")
+@click.option("--key", help="Order once: a key that the tenant used before returns the first order.")
+@click.option("--wait", type=Amount(), default=0.0, metavar="SECONDS", help="Wait so long for the payment to end.")
+@options.topology
+@options.redis
+@options.as_json
+def checkout(
+    user: int,
+    amount: str,
+    currency: str,
+    tenant: str,
+    key: str | None,
+    wait: float,
+    topology: str,
+    redis: str | None,
+    as_json: bool,
+) -> None:
+    """Check an order out, as a shop's web application does.
+
+    It is saved and its payment queued, in one transaction; `elapsed_ms` is what the customer waits. While the broker is
+    away it is saved all the same, and the workers' relay queues the payment later.
+    """
+    from saqkit.app.shop.money import Money
+
+    money = Money.of(amount, currency)
+    said = run(_check_out(options.topology_of(topology, ()), user, money, tenant, key, wait, redis))
+    if as_json:
+        emit(said)
+        return
+    order = said["order"]
+    known = "" if said["new"] else " (checked out before with this key)"
+    click.echo(f"order {order['id']} of {order['amount']}: {_state(order)}{known}; elapsed_ms {said['elapsed_ms']:.1f}")
+
+
+async def _check_out(
+    topology: Topology, user: int, money: Money, tenant: str, key: str | None, wait_s: float, redis: str | None
+) -> dict[str, Any]:
+    from saqkit import broker
+    from saqkit.app.announcing import Announcer
+    from saqkit.app.location import database_url
+    from saqkit.app.shop.checkout import Checkout
+    from saqkit.app.shop.orders import as_json
+    from saqkit.app.store import Store
+    from saqkit.queue.building import build_queues
+
+    async with AsyncExitStack() as stack:
+        url = await asyncio.to_thread(broker.resolve, redis)
+        store = await stack.enter_async_context(await Store.open(database_url()))
+        queues = build_queues(topology, url)
+        for queue in queues.values():
+            stack.push_async_callback(queue.disconnect)
+        shop = Checkout(Announcer(topology, store, queues))
+        done = await shop.check_out(user=user, money=money, tenant=tenant, key=key, patience_s=1.0)
+        order: Order | None = done.order
+        ends = time.monotonic() + wait_s
+        while order is not None and order.state in ("new", "charging") and time.monotonic() < ends:
+            await asyncio.sleep(POLL_S)
+            order = await shop.orders.order(order.id)
+        assert order is not None
+        return {"order": as_json(order), "new": done.new, "enqueued": done.enqueued, "elapsed_ms": done.elapsed_ms}
+
+
+@click.command()
+@click.argument("id", type=Count(), required=False)
+@options.as_json
+def orders(id: int | None, as_json: bool) -> None:
+    """Show the order of ID, or how many orders are in each state."""
+    found = run(_orders(id))
+    if as_json:
+        emit(found)
+    elif id is not None:
+        click.echo(f"order {id} of user {found['user_id']}, {found['amount']}: {_state(found)}")
+    else:
+        click.echo(table(["state", "orders"], list(found.items())) if found else "none")
+
+
+async def _orders(identity: int | None) -> dict[str, Any]:
+    from saqkit.app.location import database_url
+    from saqkit.app.shop.orders import Orders, as_json
+    from saqkit.app.store import Store
+
+    async with await Store.open(database_url()) as store:
+        known = Orders(store.database)
+        if identity is None:
+            return dict(await known.counts())
+        order = await known.order(identity)
+        if order is None:
+            raise UsageError(f"there is no order {identity} in this database (`saqkit orders` counts them)")
+        return as_json(order)
+
+
+def _state(order: dict[str, Any]) -> str:
+    state = str(order["state"])
+    return f"{state} ({order['error']})" if order["error"] else state

@@ -1,0 +1,76 @@
+"""`saqkit checkout` and `saqkit orders` on real parts: an order that a worker pays, and whatever cannot be ordered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import answer, saqkit, says, start
+
+SHOP = """\
+name = "shop"
+entry = [{ job_type = "payment" }]
+[queues.payments]
+[job_types.payment]
+queue = "payments"
+work = "payment"
+per_user = { database = "ledger", provider = "payments" }
+[providers.payments]
+channel = "sms"
+latency = { kind = "constant", mean_s = 0.01 }
+"""
+
+
+@pytest.fixture
+def _shop(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    topology, people = tmp_path / "shop.toml", tmp_path / "people.csv"
+    topology.write_text(SHOP)
+    people.write_text("email,name,role,tenant\na@shop.example,A,student,north\n")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("SAQKIT_DATABASE_URL", f"sqlite:///{tmp_path / 'shop.db'}")
+    monkeypatch.setenv("SAQKIT_TOPOLOGY", str(topology))
+    answer("users", "import", str(people))
+
+
+ORDER = ("checkout", "--user", "1", "--amount", "12.50", "--currency", "EUR")
+
+
+@pytest.mark.usefixtures("_shop")
+def test_an_order_is_checked_out_paid_and_shown() -> None:
+    assert answer("orders") == {}
+    first = answer(*ORDER, "--key", "cart")
+    assert (first["new"], first["enqueued"], first["order"]["state"]) == (True, True, "new")
+    process = start("worker")
+    try:
+        says(process, "ready:")
+        again = answer(*ORDER, "--key", "cart", "--wait", "30")
+    finally:
+        process.terminate()
+        process.communicate()
+    assert (again["new"], again["order"]["id"], again["order"]["state"]) == (False, 1, "paid")
+    assert saqkit("orders", "1").stdout == "order 1 of user 1, 12.50 EUR: paid\n"
+    assert answer("orders") == {"paid": 1}
+    assert json.loads(saqkit("orders", "1", "--json").stdout)["charge_id"] == again["order"]["charge_id"]
+
+
+@pytest.mark.usefixtures("_shop")
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((*ORDER[:4], "-1", *ORDER[5:]), "an amount of -100 cannot be charged"),
+        ((*ORDER[:4], "12,50", *ORDER[5:]), '"12,50" is no amount of EUR (such as 12.50)'),
+        ((*ORDER[:-1], "EURO"), 'there is no currency "EURO" (did you mean "EUR"?)'),
+        (("checkout", "--user", "2", *ORDER[3:]), "there is no active user 2"),
+        ((*ORDER, "--tenant", "south"), "no active user 1 of tenant south"),
+        ((*ORDER, "--topology", "school-events"), 'has work = "payment"'),
+        (("orders", "7"), "there is no order 7"),
+        (("orders", "0"), "0 is too small"),
+    ],
+)
+def test_what_cannot_be_ordered_is_refused_in_one_line(arguments: tuple[str, ...], why: str) -> None:
+    done = saqkit(*arguments)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert (done.stderr.count("\n"), done.stdout) == (1, "")
+    assert answer("orders") == {}
