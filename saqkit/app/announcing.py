@@ -83,7 +83,8 @@ class Announcer:
                 await self.deliver(event_id)
         except (TimeoutError, RedisError, *AWAY) as error:
             reason = str(error) or f"no answer within {patience_s:g} s"
-            logger.warning("event %d is saved; the relay will enqueue it (%s)", event_id, reason, extra={"event": event_id})
+            logger.warning("event %d is saved; the relay will enqueue it (%s)", event_id, reason,
+                           extra={"event": event_id})  # fmt: skip
             return False
         return True
 

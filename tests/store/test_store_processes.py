@@ -44,7 +44,8 @@ WRITER = textwrap.dedent("""
                         await asyncio.sleep(0)
                     await ledger.flush()
                     assert len(await store.audience_page(Audience(tenant="north"), first, 10)) == 10
-                    wanted = NewOrder(first + 1, Money(number + 1, "EUR"), "payment", "checkout", "T", "", key=str(number))
+                    money, key = Money(number + 1, "EUR"), str(number)
+                    wanted = NewOrder(first + 1, money, "payment", "checkout", "T", "", key=key)
                     order, new = await orders.add(wanted, time.time())
                     paid = Settlement(order, "paid", f"charge {number}", "", time.time())
                     assert new and await orders.settle([paid], "api.payment") == 1
