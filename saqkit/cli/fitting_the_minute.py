@@ -36,7 +36,8 @@ def fit_the_minute(
     """
     changes: dict[str, str] = {}
     if unmet := len(topology.job_types) - len(reached(topology)):
-        changes["job_types"] = f"without {unmet} job types that only schedules or the application start"
+        all_types = len(topology.job_types)
+        changes["job_types"] = f"without {unmet} of {all_types} job types: only schedules or the application start them"
         topology = _reduced(topology)
     batch = max(1, users // JOBS)
     for name, job in topology.job_types.items():
