@@ -48,9 +48,11 @@ def picture_of(comparison: Comparison) -> bytes:
         ax.grid(color="#DDDDDD", linewidth=0.6)
     comparison.plot((upper, lower))
     settings = comparison.prediction.combinations[0].settings
+    slots = settings["concurrency"]
+    shown = f"{min(slots.values())} to {max(slots.values())}" if isinstance(slots, dict) else slots
     upper.set_title(
         f"{settings['topology']}: {settings['users']:,} users on {settings['workers']} worker processes "
-        f"× {settings['concurrency']} slots, batches of {settings['batch_size']}",
+        f"× {shown} slots, batches of {settings['batch_size']}",
         loc="left",
         fontsize=11,
     )
