@@ -76,6 +76,7 @@ async def route(bus: Bus) -> None:
     await bus.queue.finish(job, Status.COMPLETE)
 
 
+@pytest.mark.row("002.11", "004.7")
 @pytest.mark.parametrize("kind", ["ours", "saq"])
 async def test_every_subscriber_gets_every_event_once(bus: Bus, until: Until, kind: str) -> None:
     listeners = [listener(bus, "attendance:*", f"s{n}") for n in range(3)]
@@ -89,6 +90,7 @@ async def test_every_subscriber_gets_every_event_once(bus: Bus, until: Until, ki
     assert (await audit(bus.queue)).problems == ()
 
 
+@pytest.mark.row("004.12")
 async def test_a_subscriber_that_fails_dies_alone_after_its_own_attempts(bus: Bus) -> None:
     calls: Counter[str] = Counter()
 
@@ -161,6 +163,7 @@ async def test_one_that_hangs_takes_its_own_share_of_the_slots_and_dies_by_its_t
     assert [letter.function async for letter in dead_letters(queue, 2)] == ["events:hangs"] * 2
 
 
+@pytest.mark.row("004.8", "004.15")
 async def test_filters_by_topic_tenant_and_institution(bus: Bus) -> None:
     everything = listener(bus, ["exam:*", "grade:updated"], "everything")
     of_a = listener(bus, "exam:*", "of_a", tenants="a")
@@ -208,6 +211,7 @@ async def test_a_route_that_runs_twice_delivers_and_records_once(bus: Bus) -> No
     assert [event.id async for event in bus.history()] == [published.event.id]
 
 
+@pytest.mark.row("004.16")
 async def test_a_delivery_whose_handler_has_ended_is_not_handled_again(bus: Bus) -> None:
     """Its process may die, or its time be over, between the handler's end and that of the job."""
     got = listener(bus, "reward.earned", "tell", retry=AT_ONCE)
@@ -223,6 +227,7 @@ async def test_a_delivery_whose_handler_has_ended_is_not_handled_again(bus: Bus)
     assert found[found.subscriber == "tell"].completed.tolist() == [1]
 
 
+@pytest.mark.row("004.8", "004.16")
 async def test_what_a_handler_publishes_is_caused_by_its_event_and_published_once(bus: Bus) -> None:
     attempts = 0
 
@@ -285,6 +290,7 @@ async def test_after_a_job_the_event_is_published_by_its_end_and_not_if_it_fails
     assert [event.data for event in got] == [{"attempt": 2}]
 
 
+@pytest.mark.row("004.14")
 async def test_who_has_unsubscribed_gets_nothing_more_also_not_what_waits(bus: Bus) -> None:
     stays, leaves = listener(bus, "exam:*", "stays"), listener(bus, "exam:*", "leaves")
     await bus.publish("exam:created")
@@ -346,6 +352,7 @@ async def test_the_ids_stand_with_every_job_and_with_what_a_handler_enqueues(bus
     assert meta == {**ids, "parent": f"events:email:a|{published.event.id}"}
 
 
+@pytest.mark.row("002.11", "002.13")
 async def test_statistics_by_topic_and_subscriber(bus: Bus) -> None:
     @bus.subscribe(["exam:created", "grade:updated"], retry=AT_ONCE)
     async def grades(ctx: dict[str, Any], event: Event) -> None:

@@ -14,6 +14,7 @@ from saqkit.bus.topics import GROUPS, RECIPIENTS, KnownTopics
 from saqkit.errors import DescriptionError, SaqkitError, UsageError
 
 
+@pytest.mark.row("002.10", "004.7")
 def test_the_six_topics_of_voting_and_the_fourteen_of_school_erp() -> None:
     assert [len(topics) for topics in GROUPS.values()] == [6, 4, 4, 3, 3]
     assert sorted(topic for topics in GROUPS.values() for topic in topics) == sorted(EventTopic)
@@ -29,6 +30,7 @@ def test_patterns_mean_topics_that_there_are() -> None:
     assert KnownTopics(["a"]) == {"a", "system:error_occurred"}
 
 
+@pytest.mark.row("004.8")
 def test_an_event_says_what_it_is_and_begins_its_own_correlation() -> None:
     event = Event(type="grade:updated", data={"pupil": 7, "marks": [1, 2.5, None]}, tenant="a", institution="b", user=3)
     assert event.correlation_id == event.id

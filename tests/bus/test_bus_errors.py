@@ -39,6 +39,7 @@ async def tell(bus: Bus) -> int:
     return told
 
 
+@pytest.mark.row("004.12")
 async def test_a_delivery_that_dies_is_told_with_its_ids(bus: Bus, errors: list[Event], until: Until) -> None:
     @bus.subscribe("grade:updated", retry=Retry(max_attempts=2, backoff="fixed", delay_s=0))
     async def fails(ctx: dict[str, Any], event: Event) -> None:

@@ -41,6 +41,7 @@ async def numbers(found: Any) -> list[Any]:
     return [event.data["n"] async for event in found]
 
 
+@pytest.mark.row("004.8")
 async def test_past_events_by_topic_time_and_tenant(bus: Bus) -> None:
     began = await publish(bus, 12)
     assert sorted(await numbers(bus.history())) == list(range(12))

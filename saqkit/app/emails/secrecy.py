@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from saqkit.app.emails.catalogue import EMAIL_TYPES
-from saqkit.queue.payload import VARIABLE, Payload, draw_curtain
+from saqkit.queue.payload import Payload, draw_curtain
 from saqkit.queue.queue import Queue
 from saqkit.spec.topology import Topology
 
@@ -22,5 +22,5 @@ def mark_secrets(topology: Topology, queues: Mapping[str, Queue]) -> None:
         here = {job_type for job_type, spec in topology.job_types.items() if spec.queue == name}
         secret = {kind.name: kind.secret for kind in EMAIL_TYPES.values() if kind.secret and kind.name in here}
         if secret and queue.payload is None:
-            queue.payload = Payload(encrypt=secret) if os.environ.get(VARIABLE) else Payload(redact=secret)
+            queue.payload = Payload(encrypt=secret) if os.environ.get("SAQKIT_PAYLOAD_KEYS") else Payload(redact=secret)
             draw_curtain()
