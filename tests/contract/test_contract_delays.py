@@ -61,7 +61,7 @@ async def test_a_delayed_job_is_never_early_and_hardly_late_whatever_its_produce
 
     assert [key for key in taken if taken[key] < soonest[key]] == []
     late = [taken[key] - latest[key] for key in taken]
-    assert statistics.median(late) <= TICK_S + 0.05
+    assert statistics.median(late) <= TICK_S + 0.15  # half a tick, and what a busy machine adds
     assert max(late) <= TICK_S + 0.5 + (1.0 if jobs > 60 else 0)  # the longer it takes, the busier a moment it meets
     assert await counts(queue) == {"complete": jobs}
     print(f"\nlate: median {statistics.median(late):.3f} s, longest {max(late):.3f} s")
