@@ -465,6 +465,7 @@ REAL_ONLY: dict[str, str] = {
     "Queue.done_retention_s": "tests/test_every_field_for_real.py::test_how_long_a_finished_job_can_be_looked_up",
     "Queue.dead_retention_s": "tests/queue/test_dead_letters.py::test_old_ones_are_forgotten_and_chosen_ones_purged",
     "Queue.dead_cap": "tests/queue/test_dead_letters.py::test_beyond_the_cap_the_oldest_go_and_are_counted",
+    "JobType.work": "tests/test_shop_payments.py::test_orders_are_paid_or_declined_once_and_who_paid_is_told_once",
     "Provider.url": FAULTS + "test_a_worker_that_cannot_start_ends_the_run_with_its_reason",
     "Provider.sender": MAIL + "test_a_message_id_depends_on_event_user_and_channel_only",
     "Deployment.broker": "tests/test_every_field_for_real.py::test_a_measured_run_of_groups_on_a_given_broker",

@@ -130,7 +130,8 @@ async def test_a_live_view_sees_what_it_asks_for_while_it_listens(bus: Bus) -> N
                 seen.append(event.data["n"])
                 if event.data["n"] == 102:
                     break
-    assert seen == [2, 4, 100, 102]
+    assert sorted(seen[:2]) == [2, 4], "two jobs publish them, whichever is first"
+    assert seen[2:] == [100, 102]
     assert 100 not in await numbers(bus.history()), "what is broadcast is not kept"
     assert await bus.queue.count("incomplete") == 0
 
