@@ -163,6 +163,8 @@ class Enqueuer:
         return job.key, body, int(level), due, _weight(job.kwargs or {}), keep
 
     def _fits(self, body: str | bytes, key: str, function: str) -> str | bytes:
+        if key.startswith(">"):  # `>QUEUE>KEY` is what is on its way there
+            raise UsageError(f'job {key} ({function}): keys that begin with ">" are the queue\'s own (take another sign)')
         most = self._queue.max_body_bytes
         if most and len(body) > most:
             raise UsageError(

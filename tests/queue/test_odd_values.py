@@ -207,3 +207,11 @@ async def test_an_end_that_cannot_be_written_harms_no_neighbour(queue: Queue) ->
     ends = await asyncio.wait_for(asyncio.gather(*said, return_exceptions=True), 10)
     assert [isinstance(end, Exception) for end in ends] == [False, True, False]
     assert [(await queue.job(key)).status for key in ("a", "b")] == [Status.COMPLETE] * 2  # type: ignore[union-attr]
+
+
+async def test_a_key_that_could_be_one_on_its_way_to_another_queue_is_refused(queue: Queue) -> None:
+    with pytest.raises(UsageError, match="queue's own"):
+        await queue.enqueue("f", key=">mail>k")
+    with pytest.raises(UsageError, match="queue's own"):
+        await queue.enqueue_each("f", [{}, {}], keys=["k", ">mail>k"])
+    assert await queue.count("incomplete") == 0
