@@ -21,7 +21,7 @@ saqkit reproduces five systems, each of which is described by its makers. Each l
 words; where it is; the tests that show it, most of them with a real broker; and how it stands. `make systems` makes
 this page from `docs/systems.toml` and from the tests, which bear the rows that they show.
 
-`saqkit show NAME` draws a system, `saqkit demo NAME` runs its story in a minute; `saqkit measure NAME`, `predict` and
+`saqkit show NAME` draws a system, `saqkit demo NAME` runs its story, shortened; `saqkit measure NAME`, `predict` and
 `plan` take each of them. `--users N` is one event, which comes in through one of the entries; `demo`, and a workload of
 several events, go through all of them by their shares.
 

@@ -27,7 +27,7 @@ def named_broker(environ: Mapping[str, str] = os.environ) -> str | None:
         raise BrokerError("REDIS_ENABLED=false: no broker may be used (set it to true, leave it out, or name a broker "
                           "with --redis)")  # fmt: skip
     if switch and switch not in _YES:
-        raise BrokerError(f'REDIS_ENABLED: "{switch}" is neither true nor false')
+        raise BrokerError(f"REDIS_ENABLED: {_shown(switch)} is neither true nor false")
     if url := environ.get("REDIS_URL"):
         return url
     host, port = environ.get("REDIS_HOST", ""), environ.get("REDIS_PORT", "")
@@ -49,8 +49,8 @@ def _address(host: str, port: str, password: str, database: str) -> str:
         advice = "a port goes into REDIS_PORT, a whole address into REDIS_URL"
         raise BrokerError(f"REDIS_HOST: is not the name of a host ({advice})")  # not shown: it may hold a password
     if "://" in port:
-        raise BrokerError(f"REDIS_PORT: {port!r} is not a number from 1 to 65535 (Kubernetes sets it where a service "
-                          "is called redis: say enableServiceLinks: false, or set REDIS_URL)")  # fmt: skip
+        raise BrokerError(f"REDIS_PORT: {_shown(port)} is not a number from 1 to 65535 (Kubernetes sets it where "
+                          "a service is called redis: say enableServiceLinks: false, or set REDIS_URL)")  # fmt: skip
     door = f":{quote(password, safe='')}@" if password else ""
     place = named((host.strip("[]"), _whole("REDIS_PORT", port or "6379", range(1, 65536))))
     return f"redis://{door}{place}/{_whole('REDIS_DB', database or '0', range(100_000))}"
@@ -58,5 +58,10 @@ def _address(host: str, port: str, password: str, database: str) -> str:
 
 def _whole(name: str, text: str, allowed: range) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) not in allowed:
-        raise BrokerError(f"{name}: {text!r} is not a whole number from {allowed[0]} to {allowed[-1]}")
+        raise BrokerError(f"{name}: {_shown(text)} is not a whole number from {allowed[0]} to {allowed[-1]}")
     return int(text)
+
+
+def _shown(text: str) -> str:
+    """A wrong value, quoted unless it looks like an address, which may hold a password."""
+    return "an address" if "://" in text or "@" in text else repr(text)

@@ -20,6 +20,7 @@ __all__ = ["Check", "check_connections"]
 @dataclass(frozen=True)
 class Check:
     """How one connection is: `part` is broker, database or email, `text` says in one line what answered, or why not.
+    With `part` links it is no connection, but where the links in emails lead, or why nowhere.
 
     `took_ms`: until it had answered, connecting included. `warnings`: what works but puts jobs at risk.
     """
@@ -35,17 +36,20 @@ Look = Callable[[], Awaitable[tuple[str, Sequence[str]]]]
 
 
 async def check_connections(topology: Topology, redis: str | None = None) -> list[Check]:
-    """Connect to the broker (`redis`, else the environment's, else the embedded one if it runs), the database and every
-    email server that `topology` needs, one after the other. What fails is told, not raised.
+    """Connect to the broker (`redis`, else the environment's, else the embedded one if it runs), the database and its
+    replica, and every email server that `topology` needs, one after the other. What fails is told, not raised.
 
     Nothing is sent and no broker is started; a SQLite file that does not exist is made, with its tables.
     """
+    from saqkit.app.emails.catalogue import EMAIL_TYPES
     from saqkit.app.mail import build_providers
 
     async def look_at_broker() -> tuple[str, Sequence[str]]:
         return await asyncio.to_thread(_broker, redis)
 
     checks = [await _timed("broker", look_at_broker), await _timed("database", _database)]
+    if EMAIL_TYPES.keys() & topology.job_types.keys():
+        checks.append(await _timed("links", _links))
     try:
         providers = build_providers(topology, 0)
     except SaqkitError as error:
@@ -84,10 +88,15 @@ def _broker(redis: str | None) -> tuple[str, list[str]]:
 
 async def _database() -> tuple[str, list[str]]:
     from saqkit.app.database import Database
-    from saqkit.app.location import database_url
+    from saqkit.app.location import database_url, replica_url
 
     database = await Database.open(database_url())
     try:
+        also = ""
+        if url := replica_url():
+            replica = await Database.open_replica(url, database)
+            await replica.close()
+            also = f", replica at {replica.where}"
         version = await database.read(lambda connection: connection.dialect.server_version_info) or ()
         start = time.perf_counter()
         await database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one())
@@ -95,4 +104,10 @@ async def _database() -> tuple[str, list[str]]:
     finally:
         await database.close()
     number = ".".join(map(str, version))
-    return f"{database.dialect} {number} at {database.where}, a query takes {took_ms:.2f} ms", []
+    return f"{database.dialect} {number} at {database.where}, a query takes {took_ms:.2f} ms{also}", []
+
+
+async def _links() -> tuple[str, list[str]]:
+    from saqkit.app.emails.links import Links
+
+    return f"those in emails lead to {Links.from_environment().root}", []

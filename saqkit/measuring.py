@@ -47,6 +47,10 @@ YARDSTICK_LIMIT = 0.15
 """... or when the host's speed after the run differs by more than this from that before."""
 STEPS = 9_000
 """So many rows of the steps table are aimed at."""
+UNSAID = dict.fromkeys(
+    ("SAQKIT_SMTP_URL", "SAQKIT_SMTP_SENDER", "SAQKIT_CHARGES", "FRONTEND_URL", "SAQKIT_PAYLOAD_KEYS"), ""
+)
+"""Made-up users get no real email, and what they pay is in no real books."""
 
 
 async def measure(
@@ -69,7 +73,7 @@ async def measure(
     `users=N` is short for a workload that is one burst of N users. `workers` processes on this host (default 1) with
     `concurrency` slots each (default: the topology's own), or a whole `deployment`. The broker is a private one unless
     `redis` (or the deployment) names one: then the run uses keys of its own there and removes them. The database is a
-    private SQLite file. `REDIS_URL`, `SAQKIT_DATABASE_URL` and `SAQKIT_SMTP_URL` of the environment have no effect.
+    private SQLite file. What the environment says of the broker and the application has no effect.
     `probe`: the host's probe if it was taken just now; otherwise it is taken first (3 s). `out`: the run's file.
 
     Raises `DescriptionError` for a wrong description, `RunError` if the run cannot be carried out. No process, key or
@@ -250,7 +254,7 @@ class _Measurement:
                 # Else a relay would join in while the producer is still enqueuing a job for each of many users.
                 relay=any(isinstance(fault, BrokerRestart) for fault in self.workload.faults),
                 fires=False,  # what arrives is the workload's
-                environ={"SAQKIT_SMTP_URL": "", "SAQKIT_SMTP_SENDER": ""},  # made-up users get no real email
+                environ=UNSAID,
                 loop=self.loop,
             )
             for number, queues in enumerate(self.deployment.processes(self.topology))

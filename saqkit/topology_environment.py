@@ -1,6 +1,6 @@
 """What the environment says of a topology that is to be served: slots of its queues, and how often jobs are tried.
 
-Only what serves or announces for real heeds it (`saqkit worker`, `saq saqkit.settings`, `saqkit announce`,
+Only what serves or announces for real heeds it (`saqkit worker`, `saq saqkit.settings`, `saqkit announce`, `checkout`,
 `saqkit check`). What is measured, predicted, planned or shown depends on the description alone.
 """
 

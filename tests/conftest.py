@@ -31,7 +31,8 @@ def tmp_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     It lies directly in /tmp because the path of a unix socket may have 107 bytes at most.
     """
     for name in list(os.environ):
-        ours = name.startswith(("SAQKIT_", "REDIS_", "UPSTASH_", "JOB_")) or name.endswith("_QUEUE_CONCURRENCY")
+        ours = name.startswith(("SAQKIT_", "REDIS_", "UPSTASH_", "JOB_", "FRONTEND_URL"))
+        ours = ours or name.endswith("_QUEUE_CONCURRENCY")
         if ours and not name.startswith("SAQKIT_TEST_"):
             monkeypatch.delenv(name)
     with tempfile.TemporaryDirectory(prefix="sk", dir="/tmp", ignore_cleanup_errors=True) as folder:

@@ -15,6 +15,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 from measured import lab, run
+from shop_system import shop
 
 from saqkit import broker
 from saqkit.broker_environment import named_broker
@@ -72,13 +73,17 @@ def test_one_address_goes_before_its_parts_and_these_before_none(environ: dict[s
     ("environ", "why"),
     [
         ({"REDIS_ENABLED": "false", "REDIS_URL": "redis://a"}, "REDIS_ENABLED=false: no broker may be used"),
-        ({"REDIS_ENABLED": "maybe"}, 'REDIS_ENABLED: "maybe" is neither true nor false'),
+        ({"REDIS_ENABLED": "maybe"}, "REDIS_ENABLED: 'maybe' is neither true nor false"),
         ({"REDIS_HOST": "redis://:secret@a:1"}, "REDIS_HOST: is not the name of a host .* REDIS_URL"),
         ({"REDIS_HOST": "a:6380"}, "a port goes into REDIS_PORT"),
         ({"REDIS_HOST": "a", "REDIS_PORT": "66000"}, "REDIS_PORT: '66000' is not a whole number from 1 to 65535"),
         ({"REDIS_HOST": "a", "REDIS_PORT": "٣"}, "REDIS_PORT: '٣' is not a whole number"),
         ({"REDIS_HOST": "redis", "REDIS_PORT": "tcp://10.0.0.1:6379"}, "enableServiceLinks: false"),
         ({"REDIS_HOST": "a", "REDIS_DB": "-1"}, "REDIS_DB: '-1' is not a whole number from 0"),
+        ({"REDIS_ENABLED": "redis://:secret@a:1"}, "REDIS_ENABLED: an address is neither true nor false"),
+        ({"REDIS_HOST": "a", "REDIS_PORT": "redis://:secret@h:1"}, "REDIS_PORT: an address is not a number from 1"),
+        ({"REDIS_HOST": "a", "REDIS_PORT": "secret@h:1"}, "REDIS_PORT: an address is not a whole number from 1"),
+        ({"REDIS_HOST": "a", "REDIS_DB": "redis://:secret@h/1"}, "REDIS_DB: an address is not a whole number from 0"),
         ({"REDIS_PORT": "6380"}, "REDIS_PORT is set, but REDIS_HOST is not"),
         ({"REDIS_PASSWORD": "secret"}, "REDIS_PASSWORD is set, but REDIS_HOST is not"),
         ({"UPSTASH_REDIS_REST_URL": "https://eu1.upstash.io", "UPSTASH_REDIS_REST_TOKEN": "secret"},
@@ -117,3 +122,17 @@ async def test_host_and_port_in_the_environment_alone_are_not_measured_on(
         assert done.topology.queues["notifications"].concurrency == lab().queues["notifications"].concurrency > 1
         assert client.info()["total_connections_received"] == before
         assert client.dbsize() == 0
+
+
+async def test_a_measurement_writes_no_charges_of_the_application_and_heeds_none_of_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The books that a worker serving for real would write to, and what would end one at its start."""
+    for name, value in {"SAQKIT_CHARGES": str(tmp_path / "books.db"), "FRONTEND_URL": "vote.example",
+                        "SAQKIT_PAYLOAD_KEYS": "not keys"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    reset = {"queue": "notifications", "per_user": {"provider": "email"}}  # a type of emails whose token is secret
+    done = await run(shop(**{"job_types__password-reset": reset}), users=20)
+    assert set(done.attempts["job_type"]) == {"payment", "receipt"}
+    assert done.measures()["users_done"] == 40
+    assert list(tmp_path.iterdir()) == []

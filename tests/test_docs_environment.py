@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,3 +100,18 @@ def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
 def test_every_variable_of_ours_that_is_spoken_of_is_documented() -> None:
     spoken = {name for source in modules().values() for name in re.findall(r"\bSAQKIT_[A-Z_]+[A-Z]\b", source)}
     assert spoken - set(documented()) == set()
+
+
+@pytest.fixture(scope="module")
+def set_by_the_user() -> Iterator[set[str]]:
+    """Every variable but those of the test run itself, set before a test begins."""
+    names = set(documented()) - {"CI", "PYTHONPATH"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, "the user's")
+        yield names
+
+
+def test_no_test_sees_what_the_user_has_set(set_by_the_user: set[str]) -> None:
+    assert BY_QUEUE in set_by_the_user
+    assert [name for name in sorted(set_by_the_user) if name in os.environ] == []

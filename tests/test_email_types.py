@@ -122,6 +122,8 @@ def test_what_is_wrong_with_a_template_is_told_with_its_name(tmp_path: Path) -> 
         ("referral-join", {"friend": "Bob\nBcc: all@vote.example"}, "friend has a line break or control character"),
         ("referral-join", {"friend": "Bob\u2028"}, "friend has a line break or control character"),
         ("referral-join", {"friend": "B", "first_name": "Ann\r"}, "first_name has a line break or control character"),
+        ("verification-code", {"code": ""}, "code is blank (pass what the email is to say)"),
+        ("verification-code", {"code": " \u3000"}, "code is blank (pass what the email is to say)"),
         ("rank-updat", RANK, 'there is no email type "rank-updat" (did you mean "rank-update"?)'),
     ],
 )
@@ -139,11 +141,29 @@ def test_an_empty_name_and_an_id_as_text_are_welcome() -> None:
 
 @pytest.mark.parametrize(
     "to",
-    ["ann@vote.example\nBcc: all@vote.example", "ann@vote.example\n", "ann", "", "a@b, c@d", 0, -1, True, 1.5, None],
+    [
+        "ann@vote.example\nBcc: all@vote.example",
+        "ann@vote.example\n",
+        "ann",
+        "",
+        "a@b, c@d",
+        0,
+        -1,
+        True,
+        1.5,
+        None,
+        2**63,
+        -(2**64),
+        pytest.param(1 << 20_000, id="digits"),
+    ],
 )
 def test_a_bad_recipient_is_refused(to: Any) -> None:
     with pytest.raises(UsageError, match=r"^email welcome: .* is (no email address|nobody) \(.*\)$"):
         checked_recipient(email_type("welcome"), to)
+
+
+def test_the_greatest_id_that_a_database_holds_is_a_recipient() -> None:
+    assert checked_recipient(email_type("welcome"), 2**63 - 1) == 2**63 - 1
 
 
 def test_links_lead_below_the_root_whatever_is_in_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -9,7 +10,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +32,9 @@ from saqkit.app.store import Store, UserRow
 from saqkit.errors import DescriptionError, TemporaryFailure, UsageError
 from saqkit.queue.building import build_queues
 from saqkit.queue.dead_letters import get, replay
+from saqkit.queue.job import QueuedJob
 from saqkit.queue.letter import DeadLetter
+from saqkit.queue.submitting import NewJob
 from saqkit.spec.as_toml import as_toml
 from saqkit.spec.backoff import Retry
 from saqkit.testing import Drained, RecordingProvider, SmtpSink, delays, drain
@@ -232,6 +236,40 @@ async def test_bulk_is_one_round_trip_for_a_chunk_and_one_email_for_a_recipient(
         assert len({email.message_id for email in provider.sent}) == 1205
 
 
+async def test_other_work_goes_on_while_a_bulk_is_checked_and_built(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, read, built = 0, Counter[int](), Counter[int]()
+    build = NewJob.job
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def recipients() -> Iterator[str]:
+        for n in range(2000):
+            read[turn] += 1
+            yield f"u{n}@vote.example"
+
+    def counted(new: NewJob) -> QueuedJob:
+        built[turn] += 1
+        return build(new)
+
+    monkeypatch.setattr(NewJob, "job", counted)
+    async with opened() as post:
+        task = asyncio.create_task(others())
+        told = await post.emails.queue_bulk_emails("referral-join", recipients(), {"friend": "Zoë"}, chunk=100)
+        task.cancel()
+        assert len(told) == 2000
+        assert all(told)
+    assert sum(read.values()) == 2000
+    assert sum(built.values()) == 2001, "once each, and once to see whether all can be built"
+    assert max(read.values()) <= 100
+    assert max(built.values()) <= 101
+
+
 async def test_a_key_is_taken_for_a_day_after_its_email_was_sent(opened: Opened) -> None:
     async with opened() as post:
         assert await post.emails.send_payment_receipt(1, 99, 12, key="payment:99")
@@ -239,6 +277,38 @@ async def test_a_key_is_taken_for_a_day_after_its_email_was_sent(opened: Opened)
         told = await post.emails.send_payment_receipt(1, 99, 12, key="payment:99")
         assert (told.accepted, told.key) == (False, "payment-receipt:payment:99")
         assert await post.emails.send_welcome_email(1, 12, key="payment:99"), "another type has other keys"
+
+
+async def test_a_key_that_is_free_again_makes_an_email_with_another_message_id(opened: Opened) -> None:
+    provider = RecordingProvider(defer={"ann@vote.example": 4})
+    async with opened(provider) as post:
+        told = await post.emails.send_payment_receipt(1, 99, 12, key="payment:99")
+        assert [attempt.outcome for attempt in (await post.drain()).attempts] == ["retry", "retry", "dead"]
+        assert await replay(post.queue, [told.key]) == [True]
+        assert [attempt.outcome for attempt in (await post.drain()).attempts] == ["retry", "done"]
+        assert len({email.message_id for email in provider.tried}) == 1
+        await post.queue.redis.delete(post.queue.key_of(told.key))  # a day later
+        assert await post.emails.send_payment_receipt(1, 99, 12, key="payment:99")
+        assert len((await post.drain()).done) == 1
+        first, second = (email.message_id for email in provider.sent)
+        assert first != second
+
+
+async def test_tenants_do_not_take_each_others_keys(opened: Opened) -> None:
+    async with opened() as post:
+        takers: list[dict[str, Any]] = [
+            {"key": "payment:99"}, {"key": "payment:99", "tenant": "north"}, {"key": "payment:99", "tenant": "south"},
+            {"key": "north:payment:99"}, {"key": "b:c", "tenant": "a"}, {"key": "c", "tenant": "a:b"},
+        ]  # fmt: skip
+        told = [await post.emails.send_payment_receipt(1, 99, 12, **options) for options in takers]
+        assert [one.accepted for one in told] == [True] * 6
+        again = [await post.emails.send_payment_receipt(1, 99, 12, **options) for options in takers]
+        assert [(one.accepted, one.key) for one in again] == [(False, one.key) for one in told]
+        bulk = [
+            await post.emails.queue_bulk_emails("welcome", [1], {"course": 1}, key="k", tenant=tenant)
+            for tenant in ("north", "south", "north")
+        ]
+        assert [one.accepted for (one,) in bulk] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +330,10 @@ async def test_a_key_is_taken_for_a_day_after_its_email_was_sent(opened: Opened)
         (lambda e: e.queue_bulk_emails("welcome", [1, 2, "b@vote\n.example"], {"course": 7}), "is no email address"),
         (lambda e: e.queue_bulk_emails("welcome", [1], {"course": 7}, chunk=0), "chunk 0 (give 1 or more)"),
         (lambda e: e.send_welcome_email(0, 1), "'0' is nobody"),
+        (lambda e: e.send_welcome_email(2**63, 1), "a number of 64 bits is nobody"),
+        (lambda e: e.send_verification_code("a@vote.example", " "), "code is blank"),
+        (lambda e: e.queue_bulk_emails("welcome", [1, 2], {"course": 7}, priority="urgent"), "there is no priority"),
+        (lambda e: e.queue_bulk_emails("welcome", [], {"course": 7}, delay_s=-1), "delay_s -1 (give seconds"),
     ],
 )
 async def test_bad_input_is_refused_and_nothing_is_enqueued(
@@ -349,6 +423,10 @@ async def test_a_missing_variable_is_a_dead_letter_at_once_that_names_it_and_can
     [
         ({"course": 7}, "the job has no recipient"),
         ({"to": 77, "course": 7}, "user 77: the user was deleted or deactivated"),
+        ({"to": 2**63, "course": 7}, "the job has no recipient"),
+        ({"to": 1, "course": None}, "email welcome: course is a NoneType, no small value"),
+        ({"to": 1, "course": " "}, "email welcome: course is blank"),
+        ({"to": "ann@vote.example", "course": 7, "first_name": None}, "first_name is a NoneType, no small value"),
         ({"to": "ann@vote.example\nBcc: x@vote.example", "course": 7}, "to has a line break or control character"),
         ({"to": "ann@vote.example", "course": 7, "first_name": "Ann\nX: y"}, "name has a line break"),
     ],
@@ -367,7 +445,7 @@ async def test_a_subject_cannot_be_given_a_header(opened: Opened) -> None:
     async with opened() as post:
         key = (await post.queue.submit("referral-join", {"to": 1, "friend": "Zoë\nBcc: x@vote.example"})).key
         assert [attempt.outcome for attempt in (await post.drain()).attempts] == ["dead"]
-        assert "subject has a line break or control character" in (await post.letter(key)).reason
+        assert "friend has a line break or control character" in (await post.letter(key)).reason
 
 
 async def test_a_user_of_another_tenant_is_nobody(opened: Opened) -> None:
@@ -478,6 +556,19 @@ async def test_codes_and_tokens_are_sealed_where_there_is_a_key(
         assert any("token=tok-4711" in email.text for email in provider.sent)
 
 
+async def test_a_code_that_looks_like_a_number_of_the_kit_is_no_reason_to_refuse_a_job(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAQKIT_PAYLOAD_KEYS", f"k1:{base64.b64encode(bytes(range(32))).decode()}")
+    async with opened() as post:
+        for code in ("8640", "6400", "2500"):
+            assert await post.emails.send_verification_code(
+                "ann@vote.example", code, key=f"for-{ord(code[0])}", retry=Retry(delay_s=2500)
+            )
+        with pytest.raises(UsageError, match="its key has what is to be sealed in code"):
+            await post.emails.send_verification_code("ann@vote.example", "8640", key="code-8640")
+
+
 class Talkative:
     """A server whose refusals repeat what it was sent."""
 
@@ -502,6 +593,39 @@ async def test_without_a_key_they_are_still_shown_nowhere(opened: Opened, caplog
         assert "Your verification code is *** Enter it here" in letter.error
         assert "482913" not in json.dumps(letter.kwargs) + letter.error + caplog.text
         assert "cannot store" in caplog.text
+
+
+class Crashing(Talkative):
+    """A provider that was not written for this: what it raises is its own, and repeats what it was sent."""
+
+    async def send(self, email: Email) -> None:
+        raise RuntimeError(f"cannot store {' '.join(email.text.split())}")
+
+
+async def test_what_a_provider_raises_shows_no_code_either(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with opened(Crashing()) as post:
+        told = await post.emails.send_verification_code("ann@vote.example", "482913", retry=Retry(max_attempts=1))
+        assert len((await post.drain()).dead) == 1
+        assert "482913" not in (await post.letter(told.key)).error + caplog.text
+        said = "provider email failed for user 0: RuntimeError: cannot store Hello, Your verification code is ***"
+        assert said in caplog.text
+        await post.emails.send_welcome_email(1, 12, retry=Retry(max_attempts=1))
+        assert len((await post.drain()).dead) == 1
+        assert not [record for record in caplog.records if record.exc_info and "user 0" in record.message]
+        assert [record.message for record in caplog.records if record.exc_info and "user 1" in record.message] == [
+            "provider email failed for user 1"  # where nothing is secret, the stack is told
+        ]
+
+
+async def test_a_token_is_hidden_as_it_stands_in_a_link_too(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with opened(Talkative()) as post:
+        told = await post.emails.send_password_reset("ann@vote.example", "a/b+c=", retry=Retry(max_attempts=1))
+        assert len((await post.drain()).dead) == 1
+        error = (await post.letter(told.key)).error
+        assert "/reset-password?token=*** If it was not you" in error
+        assert "a%2Fb%2Bc" not in error + caplog.text
 
 
 # --- the worker ------------------------------------------------------------------------------------------------------

@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 from saq.job import Job
 
+from saqkit import Topology
+from saqkit.app.emails.calls import Emails
+from saqkit.app.handlers import Application
+from saqkit.app.store import Store, UserRow
 from saqkit.log_lines import Lines, bound, chosen_style, said
+from saqkit.queue.building import build_queues
 from saqkit.queue.payload import Curtain, Payload
 from saqkit.queue.queue import Queue
+from saqkit.testing import RecordingProvider, drain
 
 
 @pytest.fixture
@@ -115,3 +123,74 @@ def test_what_a_command_says_follows_the_style(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SAQKIT_LOG", "json")
     line = json.loads(said("100 % ready", n=1))
     assert (line["message"], line["n"], line["level"]) == ("100 % ready", 1, "info")
+
+
+@pytest.fixture
+def kit_lines() -> Iterator[StringIO]:
+    """What the kit's own logger writes as JSON, from INFO on."""
+    kit, out = logging.getLogger("saqkit"), StringIO()
+    handler, level = logging.StreamHandler(out), kit.level
+    handler.setFormatter(Lines("json", "w1"))
+    kit.addHandler(handler)
+    kit.setLevel(logging.INFO)
+    yield out
+    kit.removeHandler(handler)
+    kit.setLevel(level)
+
+
+async def test_a_failure_is_told_with_the_ids_of_its_job(make_queue: Callable[..., Queue], kit_lines: StringIO) -> None:
+    queue = make_queue("pays", tick_s=0.05)
+
+    async def pay(_context: Any) -> None:
+        raise ValueError("no")
+
+    for key, meta in (("pay:1", {"tenant": "north"}), ("pay:2", {})):
+        await queue.enqueue("pay", key=key, retries=1, meta=meta)
+    await drain(queue, {"pay": pay})
+    lines = [json.loads(line) for line in kit_lines.getvalue().splitlines() if "failed in attempt" in line]
+    found = {line["job"]: line for line in lines}
+    assert found.keys() == {"pay:1", "pay:2"}
+    ids = {key: {name: line.get(name) for name in ("queue", "attempt", "tenant")} for key, line in found.items()}
+    assert ids == {"pay:1": {"queue": "pays", "attempt": 1, "tenant": "north"},
+                   "pay:2": {"queue": "pays", "attempt": 1, "tenant": None}}  # fmt: skip
+    assert found["pay:2"]["message"] == "job pay:2 failed in attempt 1 of 1: ValueError: no"
+
+
+async def test_nothing_is_made_of_a_failure_that_is_not_told(
+    make_queue: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("saqkit.worker.worker.tenant_of", asked.append)
+    queue = make_queue()
+
+    async def pay(_context: Any) -> None:
+        raise ValueError("no")
+
+    for level, times in ((logging.WARNING, 0), (logging.INFO, 1)):
+        caplog.set_level(level, logger="saqkit")
+        await queue.enqueue("pay", retries=1)
+        await drain(queue, {"pay": pay})
+        assert len(asked) == times
+
+
+async def test_what_is_told_of_an_email_has_the_ids_of_its_job_and_its_own(
+    redis_url: str, tmp_path: Path, kit_lines: StringIO
+) -> None:
+    welcome = {"queue": "email", "retry": {"max_attempts": 1}, "per_user": {"provider": "email"}}
+    described = Topology.parse({"name": "post", "entry": [{"job_type": "welcome"}], "queues": {"email": {}},
+                                "job_types": {"welcome": welcome}, "providers": {"email": {}}})  # fmt: skip
+    store = await Store.open(f"sqlite:///{tmp_path}/data.db")
+    await store.add_users([UserRow("ann@n.example", "Ann", tenant="north")])
+    queues = build_queues(described, redis_url)
+    provider = RecordingProvider(sender="School <no-reply@n.example>")
+    application = Application(described, store, queues, {"email": provider})
+    async with Emails.open(described, redis_url) as emails:
+        told = await emails.send_welcome_email(1, 12, tenant="north")
+    await drain(queues["email"], application.functions(), context={"application": application})
+    await application.close()
+    await queues["email"].disconnect()
+    (line,) = [json.loads(line) for line in kit_lines.getvalue().splitlines() if "email welcome sent" in line]
+    (email,) = provider.sent
+    ids = {"job": told.key, "attempt": 1, "queue": "email", "tenant": "north", "user": 1,
+           "message_id": email.message_id}  # fmt: skip
+    assert {name: line.get(name) for name in ids} == ids

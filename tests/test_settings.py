@@ -23,7 +23,7 @@ from saqkit.app.audience import Audience
 from saqkit.app.location import database_url
 from saqkit.app.store import Progress, Store
 from saqkit.broker_server import alive
-from saqkit.errors import DescriptionError, StoreError
+from saqkit.errors import DescriptionError, StoreError, UsageError
 from saqkit.queue.building import build_queues
 
 SAQ = Path(sys.executable).with_name("saq")
@@ -176,6 +176,9 @@ def test_each_call_makes_fresh_objects(redis_url: str, monkeypatch: pytest.Monke
     assert [name for name, _ in one["functions"]] == ["announce", "notify"]
     monkeypatch.setenv("SAQKIT_QUEUE", "nobody")
     with pytest.raises(DescriptionError, match='no queue "nobody"'):
+        saqkit.settings()
+    monkeypatch.setenv("SAQKIT_LOG", "jsno")
+    with pytest.raises(UsageError, match='SAQKIT_LOG: there is no style "jsno"'):
         saqkit.settings()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -11,20 +12,24 @@ from typing import Any
 
 import pytest
 from saq.job import Status
-from shop_system import open_shop, shop, until
+from shop_system import Shop, open_shop, shop, until
 
-from saqkit.app.announcing import Announcer
+from saqkit.app.announcing import Announcer, new_job
+from saqkit.app.attempt import Attempt
 from saqkit.app.audience import Audience
 from saqkit.app.handlers import Application
 from saqkit.app.shop import checking
+from saqkit.app.shop.charges import Charge
 from saqkit.app.shop.checking import check_payments
 from saqkit.app.shop.checkout import Checkout
+from saqkit.app.shop.money import Money
 from saqkit.app.shop.orders import Order
 from saqkit.app.shop.payment_provider import LOST_SHARE
 from saqkit.broker import PrivateBroker
 from saqkit.queue.building import build_queues
-from saqkit.queue.dead_letters import replay
+from saqkit.queue.dead_letters import purge, replay
 from saqkit.queue.fault_sites import VARIABLE
+from saqkit.spec.distributions import Lognormal
 from saqkit.spec.draws import Stream, uniform
 from saqkit.spec.topology import Entry
 
@@ -48,6 +53,7 @@ def seed_that_loses(event: int, user: int) -> int:
     return next(seed for seed in range(100) if loses_first_answer(event, user, seed))
 
 
+@pytest.mark.row("003.10", "003.11")
 async def test_orders_are_paid_or_declined_once_and_who_paid_is_told_once(redis_url: str, tmp_path: Path) -> None:
     async with open_shop(shop(**UNRELIABLE), redis_url, tmp_path) as made, made.processes(2):
         orders = [(await made.buys(user, 100 + user)).order for user in range(1, 31)]
@@ -65,6 +71,7 @@ async def test_orders_are_paid_or_declined_once_and_who_paid_is_told_once(redis_
         assert {f"payment:{o.event_id}:{o.user_id}" for o in lost} <= failed
 
 
+@pytest.mark.row("003.11")
 @pytest.mark.parametrize("moment", ["the answer is on its way", "the answer waits to be recorded", "it is recorded"])
 async def test_a_worker_killed_at_the_worst_moment_charges_nobody_twice(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -95,6 +102,7 @@ async def test_a_worker_killed_at_the_worst_moment_charges_nobody_twice(
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(1, 11))]
 
 
+@pytest.mark.row("003.11")
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_no_order_is_charged_twice_whoever_is_killed(tmp_path: Path, seed: int) -> None:
     draws, orders = Random(seed), list[Order]()
@@ -189,15 +197,30 @@ async def test_a_webhook_that_comes_before_the_retry_ends_the_order_and_the_retr
         assert [row["outcome"] for row in await made.rows("payments")] == ["retry", "done"]
 
 
+async def buys_and_is_confirmed(made: Shop, application: Application, *, too_late: bool) -> Order:
+    """The confirmation comes before the job's last look at the order, or after it and before the job is dead."""
+    looks, confirmed, among = asyncio.Event(), asyncio.Event(), application.orders.among
+
+    async def last_look(identities: Sequence[int]) -> list[Order]:
+        found = await among(identities)
+        looks.set()
+        await confirmed.wait()
+        return found if too_late else await among(identities)
+
+    application.orders.among = last_look  # type: ignore[method-assign]
+    order = (await made.buys(7)).order
+    await looks.wait()
+    (entry,) = await made.charges.entries()
+    await made.checkout.payment_confirmed(order.charge_key, entry.charge.id, order.money)
+    confirmed.set()
+    await made.drained()
+    return order
+
+
 async def test_a_payment_confirmed_as_its_job_dies_is_told_by_the_poll(redis_url: str, tmp_path: Path) -> None:
     seed = seed_that_loses(1, 7)
-    topology = shop(**LOST, **SLOW)
-    async with open_shop(topology, redis_url, tmp_path) as made, made.worker(seed) as application:
-        order = (await made.buys(7)).order
-        await until(made.charges.entries)
-        (entry,) = await made.charges.entries()
-        await made.checkout.payment_confirmed(order.charge_key, entry.charge.id, order.money)
-        await made.drained()
+    async with open_shop(shop(**LOST), redis_url, tmp_path) as made, made.worker(seed) as application:
+        order = await buys_and_is_confirmed(made, application, too_late=True)
         assert [row["outcome"] for row in await made.rows("payments")] == ["dead"]
         assert await made.receipts() == {}, "its job ran and could not be enqueued again"
         assert (await check_payments(application, patience_s=0)).told_again == 1
@@ -205,6 +228,161 @@ async def test_a_payment_confirmed_as_its_job_dies_is_told_by_the_poll(redis_url
         await made.drained()
         await made.audit([order])
         assert (await check_payments(application, patience_s=0)).told_again == 0
+
+
+async def test_a_paid_order_whose_dead_letter_was_purged_is_told_once_by_the_poll(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with open_shop(shop(**LOST), redis_url, tmp_path) as made:
+        async with made.worker(seed_that_loses(1, 7)) as application:
+            order = await buys_and_is_confirmed(made, application, too_late=True)
+            letters = [job.key async for job in made.queues["payments"].iter_jobs(statuses=[Status.FAILED])]
+            assert letters
+            await purge(made.queues["payments"], letters)
+            assert (await check_payments(application, patience_s=0)).told_again == 1
+            await until(made.receipts)
+            await made.drained()
+            await made.audit([order])
+        for queue in made.queues.values():  # and the broker forgets all that it had
+            await queue.redis.flushall()
+        async with made.application() as application:
+            assert (await check_payments(application, patience_s=0)).told_again == 0, "the ledger has the receipt"
+
+
+async def test_a_poll_looks_at_all_that_was_confirmed_in_a_day(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "MOST", 3)
+    async with open_shop(shop(**LOST), redis_url, tmp_path) as made:
+        for user in range(1, 11):
+            await made.checkout.payment_confirmed(*told_of((await made.buys(user)).order))
+        await made.queues["payments"].redis.flushall()
+        async with made.application() as application:
+            assert (await check_payments(application, patience_s=0)).told_again == 10
+        assert await made.queues["payments"].count("queued") == 10
+
+
+def told_of(order: Order) -> tuple[str, str, Money]:
+    return order.charge_key, f"ch_{order.id}", order.money
+
+
+async def test_a_poll_finds_a_charge_that_was_too_slow_for_its_job(redis_url: str, tmp_path: Path) -> None:
+    latency = Lognormal(mean_s=0.15, cv=2.0)
+    seed = next(s for s in range(900) if 0.3 < latency.quantile(uniform(s, Stream.LATENCY, 1, 7, 1)) < 2)
+    slow = {"providers__payments__latency": latency.model_dump(), "providers__payments__timeout_s": 0.2,
+            "job_types__payment__retry": LOST["job_types__payment__retry"]}  # fmt: skip
+    async with open_shop(shop(**slow), redis_url, tmp_path) as made, made.worker(seed) as application:
+        order = (await made.buys(7)).order
+        await made.drained()
+        assert (await made.order(order.id)).state == "charging"
+        async with asyncio.timeout(20):
+            while not (await check_payments(application, patience_s=0)).settled:
+                await asyncio.sleep(0.01)
+        await until(made.receipts)
+        await made.drained()
+        await made.audit([order])
+
+
+async def test_a_poll_that_runs_out_of_time_leaves_the_others_to_the_next_one(redis_url: str, tmp_path: Path) -> None:
+    slow = {"kind": "constant", "mean_s": 0.1}
+    async with open_shop(shop(providers__payments__latency=slow), redis_url, tmp_path) as made:
+        orders = [(await made.buys(user)).order for user in range(1, 13)]
+        async with made.application() as application:
+            for order in orders:
+                event = await made.store.event(order.event_id)
+                assert event is not None
+                await made.orders.begin(event, [order.user_id], "payment", "sms", 1.0)
+            attempt = Attempt({})
+            checked = await check_payments(application, patience_s=0, within_s=0.6, attempt=attempt)
+            assert 1 <= checked.asked <= 4, "each takes 0.1 s, of 0.3 s"
+            assert attempt.provider_s >= 0.1 * checked.asked
+            asked = {o.id for o in orders if ((await made.order(o.id)).asked_at or 0) > 1.0}
+            assert asked == {o.id for o in orders[: checked.asked]}
+            with pytest.raises(TimeoutError):  # as a job that is cancelled
+                async with asyncio.timeout(0.05):
+                    await check_payments(application, patience_s=0)
+            (next_,) = {o.id for o in orders if ((await made.order(o.id)).asked_at or 0) > 1.0} - asked
+            assert next_ == orders[checked.asked].id
+
+
+async def test_a_poll_passes_the_gate_whose_wait_is_no_time_of_the_provider(redis_url: str, tmp_path: Path) -> None:
+    one = {"latency": {"kind": "constant", "mean_s": 0.01}, "channel": "sms", "connections": 1}
+    async with open_shop(shop(providers__payments=one), redis_url, tmp_path) as made:
+        order = (await made.buys(7)).order
+        event = await made.store.event(order.event_id)
+        assert event is not None
+        await made.orders.begin(event, [7], "payment", "sms", 1.0)
+        async with made.application() as application:
+            attempt = Attempt({}, sample_every=1)
+            async with application.gates["payments"].passing():
+                poll = asyncio.create_task(check_payments(application, patience_s=0, attempt=attempt))
+
+                async def is_about_to_ask() -> bool:
+                    return (await made.order(order.id)).asked_at != 1.0
+
+                await until(is_about_to_ask)
+                await asyncio.sleep(0.5)
+                assert not poll.done()
+            assert (await poll).asked == 1
+        ((user, _, waited_s, took_s),) = [step for step in attempt.steps if step[1] == "provider"]
+        assert (user, waited_s > 0.2, took_s > 0.009) == (7, True, True)
+        assert attempt.provider_s == pytest.approx(waited_s + took_s, abs=1e-5)
+
+
+async def test_an_order_is_not_declined_because_its_charge_is_of_another_amount(redis_url: str, tmp_path: Path) -> None:
+    async with open_shop(shop(**LOST | {"providers__payments__temporary_share": 0.0}), redis_url, tmp_path) as made:
+        order = (await made.buys(7)).order
+        await made.charges.enter(Charge(order.charge_key, "ch_other", Money(1, "EUR"), True, ""), 0.0)
+        async with made.worker():
+            await made.drained()
+        assert (await made.order(order.id)).state == "charging", "money has moved: somebody has to look"
+        assert [row["outcome"] for row in await made.rows("payments")] == ["dead"]
+        (failure,) = await made.store.failures(order.event_id)
+        assert "was used for 0.01 EUR, not 12.50 EUR" in failure.error
+
+
+async def test_an_order_confirmed_while_its_last_attempt_runs_is_told_by_that(redis_url: str, tmp_path: Path) -> None:
+    seed = seed_that_loses(1, 7)
+    async with open_shop(shop(**LOST), redis_url, tmp_path) as made, made.worker(seed) as application:
+        order = await buys_and_is_confirmed(made, application, too_late=False)
+        await until(made.receipts)
+        await made.drained()
+        await made.audit([order])
+        (row,) = await made.rows("payments")
+        assert (row["outcome"], row["users_done"], row["users_failed"]) == ("done", 1, 0)
+
+
+async def test_a_replayed_dead_letter_of_a_declined_order_leaves_the_ledger_as_it_was(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with open_shop(shop(**LOST), redis_url, tmp_path) as made, made.worker(seed_that_loses(1, 7)):
+        order = (await made.buys(7)).order
+        await made.drained()
+        await made.checkout.payment_confirmed(*told_of(order), paid=False, reason="card expired")
+        await made.store.reopen(order.event_id, [7], "sms")  # as the commands that replay do
+        await replay(made.queues["payments"], [f"payment:{order.event_id}:7"])
+        await made.drained()
+        assert [row["outcome"] for row in await made.rows("payments")] == ["dead", "done"]
+        (failure,) = await made.store.failures(order.event_id)
+        assert (failure.user, failure.error) == (7, "card expired")
+        assert (await made.store.progress(order.event_id)).pending == 0
+
+
+async def test_who_has_no_order_has_failed_in_one_attempt_only(redis_url: str, tmp_path: Path) -> None:
+    topology = shop(providers__payments__temporary_share=1.0)
+    async with open_shop(topology, redis_url, tmp_path) as made:
+        order = (await made.buys(7)).order
+        await made.queues["payments"].redis.flushall()
+        event = await made.store.event(order.event_id)
+        assert event is not None
+        queue = made.queues["payments"]
+        await queue.redis.set(queue.namespace("recording"), 1)
+        await queue.enqueue(new_job(topology, "payment", "two", event, [7, 8]))
+        async with made.worker(seed_that_loses(1, 7)):
+            await made.drained()
+        rows = await made.rows("payments")
+        assert next((row["users"], row["users_failed"]) for row in rows if row["outcome"] == "retry") == (2, 1)
+        assert sum(row["users_failed"] for row in rows) == 1
 
 
 async def test_an_order_that_was_never_charged_waits_for_its_replay(redis_url: str, tmp_path: Path) -> None:
@@ -220,6 +398,7 @@ async def test_an_order_that_was_never_charged_waits_for_its_replay(redis_url: s
         assert "try again later" in failure.error
 
 
+@pytest.mark.row("003.10", "003.11")
 async def test_an_order_whose_broker_is_away_is_saved_and_paid_by_the_relay(redis_url: str, tmp_path: Path) -> None:
     topology = shop()
     away = build_queues(topology, "redis://127.0.0.1:1")

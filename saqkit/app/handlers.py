@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -44,7 +45,8 @@ Handler = Callable[..., Awaitable[Any]]
 class Application:
     """The store, the ledger, the providers with their gates, and the queues of one worker process.
 
-    `sample_every`: the steps of every n-th user are written to `steps_file` (0: none).
+    `environ` is heeded by emails and payments. `sample_every`: the steps of every n-th user are written to `steps_file`
+    (0: none).
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Application:
         queues: Mapping[str, Queue],
         providers: Mapping[str, Provider],
         *,
+        environ: Mapping[str, str] = os.environ,
         sample_every: int = 0,
         steps_file: Path | None = None,
     ) -> None:
@@ -63,9 +66,9 @@ class Application:
         self.relay = Relay(self.announcer)
         self.timetable = EventTimetable(self.announcer)
         self.ledger = Ledger(store)
-        self.emails = Sender(topology, store, queues, providers, self.gates)
+        self.emails = Sender(topology, store, queues, providers, self.gates, environ)
         self.orders = Orders(store.database)
-        self.payments = build_payments(topology, store.database, providers)
+        self.payments = build_payments(topology, store.database, providers, environ)
         self._sample_every, self._steps_file = sample_every, steps_file
         self._steps: TextIO | None = None
 

@@ -15,6 +15,7 @@ from saqkit.app.mail.gate import Gate
 from saqkit.app.store import EventRow, Recipient, SendResult
 from saqkit.app.work import burn
 from saqkit.errors import PermanentFailure, TemporaryFailure
+from saqkit.queue.payload import hide
 from saqkit.spec.topology import JobType, Topology
 
 logger = logging.getLogger("saqkit")
@@ -112,11 +113,17 @@ class Serving:
 
 
 async def deliver(
-    email: Email, provider: Provider, gate: Gate | None, attempt: Attempt, sampled: bool = False
+    email: Email,
+    provider: Provider,
+    gate: Gate | None,
+    attempt: Attempt,
+    sampled: bool = False,
+    secrets: Sequence[str] = (),
 ) -> TemporaryFailure | PermanentFailure | None:
     """Hand an email to its provider, through the gate if there is one; returns why that failed, if it did.
 
-    The time it takes is added to `attempt`; `sampled`: it is recorded as a step too.
+    The time it takes is added to `attempt`; `sampled`: it is recorded as a step too. `secrets`: texts in the email that
+    are not to be logged, whatever a provider raises.
     """
     start = time.perf_counter()
     begins = start if gate is None else 0.0
@@ -130,8 +137,12 @@ async def deliver(
     except (TemporaryFailure, PermanentFailure) as failure:
         return failure
     except Exception as error:
-        logger.exception("provider %s failed for user %d", provider.name, email.user)
-        return TemporaryFailure(f"{type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {error}"
+        if secrets:  # without the stack: it would have the text once more, and those of the error's causes
+            logger.error("provider %s failed for user %d: %s", provider.name, email.user, hide(said, secrets))
+        else:
+            logger.exception("provider %s failed for user %d", provider.name, email.user)
+        return TemporaryFailure(said)
     finally:
         ended = time.perf_counter()
         attempt.provider_s += ended - start

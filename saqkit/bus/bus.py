@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from saqkit.bus.handling import AFTER_ERROR, Handling, current, trace_of
 from saqkit.bus.history import History, Moment, Replayed
 from saqkit.bus.kept import Kept
 from saqkit.bus.live import Live
+from saqkit.bus.registry import Registry
 from saqkit.bus.subscriptions import Filter, Subscription, words
 from saqkit.bus.topics import EventTopic, KnownTopics
 from saqkit.errors import UsageError
@@ -29,7 +31,6 @@ from saqkit.queue.live_jobs import Which, level_of
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.backoff import Retry
-from saqkit.spec.base import did_you_mean
 from saqkit.spec.topology import Priority
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ class Bus:
         for name, value in [("remember_s", remember_s), ("history_events", history_events), ("history_s", history_s)]:
             if not 1 <= value < float("inf"):
                 raise UsageError(f"bus of queue {queue.name}: {name} {value} (give 1 or more)")
+        if type(history_events) is not int:
+            raise UsageError(f"bus of queue {queue.name}: history_events {history_events} (give a whole number)")
         self.queue, self.topics, self.remember_s = queue, KnownTopics(topics), remember_s
         self._kept = Kept(queue, remember_s, history_events, history_s)
+        self._registry = Registry(queue, self._kept)
         self._history = History(queue, self._kept.history_key)
         self._deaths = Deaths(self, self._kept)
         self._handlers: dict[str, tuple[Subscription, Handler]] = {}
-        self._registered: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         queue.policies = {**queue.policies, ROUTE: ROUTING}
 
@@ -105,7 +108,8 @@ class Bus:
 
         `topics`: names, or patterns as `exam:*`. `tenants`, `institutions`: only theirs. `name`: default that of the
         function. `priority` of the deliveries, default that of the event. Each has its own `timeout_s` and `retry`
-        (default `Retry()`: 3 attempts, after 2 and 4 s). `UsageError` for an unknown topic or a name that is taken.
+        (default `Retry()`: 3 attempts, after 2 and 4 s). `UsageError` for an unknown topic, a name that is taken, or a
+        function that is no coroutine function.
         """
 
         def decorate(handler: Handler) -> Handler:
@@ -123,7 +127,10 @@ class Bus:
             )
             if subscription.name in self._handlers:
                 raise UsageError(f"subscriber {subscription.name}: there is one of that name (give a name of its own)")
+            if not any(map(inspect.iscoroutinefunction, (handler, getattr(handler, "__call__", None)))):  # noqa: B004
+                raise UsageError(f"subscriber {subscription.name}: is no coroutine function (write async def)")
             self._handlers[subscription.name] = subscription, handler
+            self._registry.add(subscription)
             self.queue.policies = {**self.queue.policies, subscription.function: subscription.retry}
             return handler
 
@@ -132,15 +139,18 @@ class Bus:
     async def unsubscribe(self, name: str) -> int:
         """Deliver nothing more to a subscriber, also not what waits; returns how many deliveries were dropped.
 
-        For all processes, until one is started whose program subscribes it. `UsageError` if there is none.
+        For all processes, until one is started whose program subscribes it. What runs ends, and is not tried again if
+        it fails; what is queued nevertheless (a dead letter that is replayed) ends without its handler. It is counted
+        from 0 when it comes back. `UsageError` if there never was one.
         """
-        await self._known(name)
-        await self.queue.redis.hdel(self._kept.subscriptions_key, name)  # type: ignore[misc]  # typed for both clients
-        return (await self.queue.clear(Which(function=f"{ROUTE}:{name}"))).done
+        await self._registry.leave(name)
+        dropped = (await self.queue.clear(Which(function=f"{ROUTE}:{name}"))).done
+        await self._kept.forget_counts(name)
+        return dropped
 
     async def subscriptions(self) -> dict[str, Subscription]:
         """Who is subscribed, in whatever process, by name."""
-        return await self._kept.subscriptions()
+        return await self._registry.everybody()
 
     # --- publishing --------------------------------------------------------------------------------------------------
 
@@ -192,18 +202,22 @@ class Bus:
         return handling.trace() if handling else {}
 
     def _envelope(self, event: str | Event, data: Mapping[str, Any] | None, said: dict[str, Any]) -> Event:
+        handling = current.get()
         if isinstance(event, Event):
             if data is not None:
                 raise UsageError(f"event {event.type}: is given whole, and data beside it (give one of them)")
             given = {name: getattr(event, name) for name in (*event.model_fields_set, "time")} | said
-            if current.get() is None:
+            if handling is None:
                 given.setdefault("id", event.id)
         else:
-            given = {"type": str(event), "data": dict(data or {}), **said}
+            given = {"type": str(event), "data": {} if data is None else data, **said}
         self.topics.require(given["type"])
-        if handling := current.get():
+        if handling is not None:
             handling.fill_in(given)
-        return Event.parse(given, f"event {given['type']}")
+        made = Event.parse(given, f"event {given['type']}")
+        if handling is None or "id" in given:
+            return made
+        return Event.parse({**given, "id": handling.id_of(made)}, f"event {given['type']}")
 
     def _routing(self, event: Event, priority: int | str) -> Job:
         handling = current.get()
@@ -230,7 +244,7 @@ class Bus:
 
         With the broker away it returns, and both happen when it is back.
         """
-        self._registered.clear()
+        self._registry.begin()
         with contextlib.suppress(*AWAY):  # the task goes on trying
             await self.register()
             await self._deaths.look()
@@ -250,17 +264,15 @@ class Bus:
         self._deaths.watch(queue, job_types)
 
     async def register(self) -> None:
-        """Write down who subscribes here, if that is not done."""
-        new = {name: sub.model_dump_json() for name, (sub, _) in self._handlers.items() if name not in self._registered}
-        if new:
-            await self.queue.redis.hset(self._kept.subscriptions_key, mapping=dict(new))  # type: ignore[misc]  # both
-            self._registered |= new.keys()
+        """Write down who subscribes here, if that is not done, or the broker has forgotten it."""
+        await self._registry.reassert()
 
     async def _route(self, ctx: dict[str, Any], *, envelope: dict[str, Any]) -> None:
         job, event = ctx["job"], Event.parse(envelope, "event")
-        await self.register()
+        await self._registry.write()
+        stored = await self._kept.record(event, self._registry.pairs())
         after_error = bool(job.meta.get(AFTER_ERROR))
-        for subscription in await self._kept.record(event):
+        for subscription in self._registry.learn(stored).values():
             if subscription.admits(event):
                 await self.queue.follow_up(job, self._to(subscription, event, job.priority, after_error))
 
@@ -279,9 +291,13 @@ class Bus:
             job, event = ctx["job"], Event.parse(envelope, "event")
             claim = self.queue.claim_of(job)
             again = claim is None or claim.attempt > 1 or claim.crashes > 0
-            if again and await self._kept.was_handled(job.key):  # and then its process died
-                return
-            token = current.set(Handling(event, job.key, bool(job.meta.get(AFTER_ERROR))))
+            try:
+                if await self._kept.is_over(job.key, subscription.name):  # then its process died, or it is released
+                    return
+            except AWAY:  # a first attempt has most probably not been handled; it is not to be lost by asking
+                if again:
+                    raise
+            token = current.set(Handling(event, subscription.key(event), bool(job.meta.get(AFTER_ERROR))))
             try:
                 await handler(ctx, event)
             finally:
@@ -328,7 +344,7 @@ class Bus:
         It gets what it is subscribed to, and nothing else, at low priority unless it has one of its own. A replay of
         the same `name` that is repeated delivers nothing twice. `UsageError` if there is no such subscriber.
         """
-        subscription = await self._known(to)
+        subscription = await self._registry.known(to)
         where = self._filter(topics, tenant, institution)
         return await self._history.replay(subscription, where, since, until, limit, name, self._to)
 
@@ -353,14 +369,7 @@ class Bus:
         """
         from saqkit.bus.counting import counted
 
-        return await counted(self.queue, self._kept, tenant)
+        return await counted(self.queue, self._kept, await self.subscriptions(), tenant)
 
     def _filter(self, topics: str | Iterable[str] | None, tenant: str | None, institution: str | None) -> Filter:
         return Filter(topics=self.topics.meant(topics), tenants=words(tenant), institutions=words(institution))
-
-    async def _known(self, name: str) -> Subscription:
-        known = await self._kept.subscriptions()
-        if name not in known:
-            raise UsageError(f'bus of queue {self.queue.name}: there is no subscriber "{name}" '
-                             f"({did_you_mean(name, known)})")  # fmt: skip
-        return known[name]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from saqkit.bus.kept import Kept
+from saqkit.bus.subscriptions import Subscription
 from saqkit.queue.dead_letters import dead_letters
 from saqkit.queue.letter import Filter
 from saqkit.queue.live_jobs import ALL, Which, live_jobs
@@ -24,16 +26,18 @@ COLUMNS = {
     "failed": "int64",
 }
 """`waiting`, `delayed` (for another attempt) and `active` deliveries; `completed`: those whose handler has ended well,
-since the bus exists, each counted once; `failed`: dead letters of now. A row without a subscriber is of the events
-themselves: not routed yet, being routed, `completed`: recorded."""
+since the bus exists or the subscriber was unsubscribed, each counted once; `failed`: dead letters of now. A row without
+a subscriber is of the events themselves: not routed yet, being routed, `completed`: recorded."""
 
 
-async def counted(queue: Queue, kept: Kept, tenant: str | None) -> pd.DataFrame:
+async def counted(
+    queue: Queue, kept: Kept, subscriptions: Mapping[str, Subscription], tenant: str | None
+) -> pd.DataFrame:
     """A row for each topic and subscriber, also where there is nothing yet; see `COLUMNS`."""
     from saqkit.queue.tables import typed_frame
 
     found: dict[tuple[str, str], Counter[str]] = {}
-    for name, subscription in (await kept.subscriptions()).items():
+    for name, subscription in subscriptions.items():
         found |= {(topic, name): Counter() for topic in subscription.topics}
     stored: Any = await queue.redis.hgetall(kept.counts_key)  # type: ignore[misc]  # typed for both clients
     for field, number in stored.items():

@@ -15,7 +15,7 @@ from saqkit.bus.envelope import Event
 from saqkit.bus.handling import AFTER_ERROR
 from saqkit.bus.kept import Kept
 from saqkit.bus.topics import EventTopic
-from saqkit.errors import DescriptionError
+from saqkit.errors import DescriptionError, UsageError
 from saqkit.queue.cancelling import heed_cancellation
 from saqkit.queue.dead_letters import dead_letters
 from saqkit.queue.letter import DeadLetter, Filter
@@ -30,6 +30,8 @@ logger = logging.getLogger("saqkit")
 LOOK_EVERY_S = 2.0
 MOST_AT_ONCE = 100
 """So many deaths are told per look at most: a storm of them is told bit by bit."""
+_MAY_LACK = ("institution", "user", "correlation_id", "causation_id")
+"""What an error event can do without, where a job's own is none for an envelope."""
 
 
 class Deaths:
@@ -51,7 +53,7 @@ class Deaths:
             await asyncio.sleep(LOOK_EVERY_S)
             heed_cancellation()
             try:
-                await self._bus.register()  # unless it was done at the start
+                await self._bus.register()  # also again, where the broker has forgotten
                 await self.look()
                 away = False
             except AWAY as error:
@@ -63,16 +65,24 @@ class Deaths:
 
     async def look(self) -> int:
         """Publish an event for each death since the last look, by whatever process; returns how many are new."""
-        told = 0
+        told, errors = 0, list[Exception]()
         for queue, job_types in self._watched.values():
-            cursor = self._kept.mark("deaths", queue.name)
-            stored = await self._bus.queue.redis.get(cursor)
-            if stored is None:  # what died before there was a bus is not told
-                seconds, micros = await queue.redis.time()
-                await self._bus.queue.redis.set(cursor, f"{seconds}.{micros:06d}", nx=True)
-                continue
-            told += await self._look_at(queue, job_types, cursor, float(stored))
+            try:
+                told += await self._look_into(queue, job_types)
+            except Exception as error:  # another queue may be on a broker that is there
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return told
+
+    async def _look_into(self, queue: Queue, job_types: set[str]) -> int:
+        cursor = self._kept.mark("deaths", queue.name)
+        stored = await self._bus.queue.redis.get(cursor)
+        if stored is None:  # what died before there was a bus is not told
+            seconds, micros = await queue.redis.time()
+            await self._bus.queue.redis.set(cursor, f"{seconds}.{micros:06d}", nx=True)
+            return 0
+        return await self._look_at(queue, job_types, cursor, float(stored))
 
     async def _look_at(self, queue: Queue, job_types: set[str], cursor: str, since: float) -> int:
         """Letters that died at the very moment of the cursor may be met again; they are known by their keys."""
@@ -83,7 +93,13 @@ class Deaths:
                 last, here = letter.died_at, set()
             here.add(letter.key)
             if letter.key not in seen or letter.died_at != since:
-                new += await self._tell(letter, job_types)
+                try:
+                    new += await self._tell(letter, job_types)
+                except AWAY:
+                    raise
+                except (DescriptionError, UsageError, AttributeError, TypeError, ValueError) as error:
+                    # A tenant with blanks, a body too long, a `meta` that is none: those behind it are to be told.
+                    logger.warning("dead letter %s of queue %s is not told (%s)", letter.key, letter.queue, error)
         self._told[queue.name] = here
         if last != since:
             await self._bus.queue.redis.set(cursor, f"{last:.6f}")
@@ -102,16 +118,22 @@ class Deaths:
         envelope = letter.kwargs.get("envelope")
         told = envelope if ours and isinstance(envelope, dict) else {}  # it may be hidden, or none of ours
         whose = {name: told[name] for name in ("institution", "user") if name in told}
-        try:
-            event = Event.parse({
-                **whose, "type": EventTopic.SYSTEM_ERROR_OCCURRED, "data": data, "id": f"dead:{death}",
-                "tenant": letter.tenant, "correlation_id": str(letter.meta.get("correlation_id", "")),
-                "causation_id": str(letter.meta.get("event_id", "")),
-            }, f"death of job {letter.key}")  # fmt: skip
-        except DescriptionError as error:  # a tenant with blanks, for instance: those behind it are to be told
-            logger.warning("%s; it is not told", error)
-            return False
+        event = _fitting({
+            **whose, "type": EventTopic.SYSTEM_ERROR_OCCURRED, "data": data, "id": f"dead:{death}",
+            "tenant": letter.tenant, "correlation_id": str(letter.meta.get("correlation_id", "")),
+            "causation_id": str(letter.meta.get("event_id", "")),
+        })  # fmt: skip
         return (await self._bus.publish(event, priority="high")).new
+
+
+def _fitting(said: dict[str, Any]) -> Event:
+    """The event of an envelope, without those fields that cannot be and need not."""
+    try:
+        return Event.parse(said)
+    except DescriptionError as error:
+        if error.key not in _MAY_LACK or error.key not in said:
+            raise
+        return _fitting({name: value for name, value in said.items() if name != error.key})
 
 
 def _printable(text: str) -> str:

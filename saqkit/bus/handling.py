@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 from saqkit.bus.envelope import Event
@@ -17,21 +18,19 @@ AFTER_ERROR = "after_error"
 
 @dataclass(frozen=True)
 class Handling:
-    """A delivery whose handler runs."""
+    """A delivery whose handler runs; `delivery` is the key of the first one, also where it is replayed."""
 
     event: Event
     delivery: str
     after_error: bool
-    _number: Any = field(default_factory=count)
+    _said: Counter[bytes] = field(default_factory=Counter)
 
     def fill_in(self, given: dict[str, Any]) -> None:
         """Say of an envelope that is to be published what follows from where it is published.
 
-        Its id is derived from the delivery and the number of events that this attempt has published before, so that a
-        handler which is tried again publishes the same events, not others like them. `UsageError` for another tenant's.
+        `UsageError` for another tenant's.
         """
-        digest = hashlib.sha256(f"{self.delivery}|{given['type']}|{next(self._number)}".encode())
-        caused = {"tenant": self.event.tenant, "institution": self.event.institution, "id": digest.hexdigest()[:32],
+        caused = {"tenant": self.event.tenant, "institution": self.event.institution,
                   "correlation_id": self.event.correlation_id, "causation_id": self.event.id}  # fmt: skip
         for name, value in caused.items():
             given.setdefault(name, value)
@@ -40,6 +39,18 @@ class Handling:
                 f'event {given["type"]}: is for tenant "{given["tenant"]}", but the event that is being handled is of '
                 f'tenant "{self.event.tenant}" (a handler speaks for the tenant of its event)'
             )
+
+    def id_of(self, event: Event) -> str:
+        """The id of an event that this handler publishes, derived from the delivery and from what the event says.
+
+        A handler that is tried again publishes the same events, in whatever order, and not others like them. Of equal
+        ones each has its own id.
+        """
+        what = [event.type, event.tenant, event.institution, event.user, event.data]
+        said = hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).digest()
+        number = self._said[said]
+        self._said[said] += 1
+        return hashlib.sha256(f"{self.delivery}|{number}|".encode() + said).hexdigest()[:32]
 
     def trace(self) -> dict[str, Any]:
         """What the `meta` of jobs says that the handler enqueues."""

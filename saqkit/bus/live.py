@@ -56,8 +56,12 @@ class Live:
         """Subscribe, and wait until the server has said so."""
         if self._pubsub is None:
             self._pubsub = self._redis.pubsub()
-            await self._pubsub.subscribe(self._channel)
-            await self._pubsub.get_message(timeout=5.0)
+            try:
+                await self._pubsub.subscribe(self._channel)
+                await self._pubsub.get_message(timeout=5.0)
+            except BaseException:  # also where who waits is cancelled: nobody else would close it
+                await self._close()
+                raise
 
     async def _close(self) -> None:
         pubsub, self._pubsub = self._pubsub, None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat
 
 from saqkit.bus.envelope import Event, Word
+from saqkit.errors import SaqkitError
 from saqkit.spec.backoff import Retry
 from saqkit.spec.base import Part
 from saqkit.spec.topology import Name, Priority
+
+logger = logging.getLogger("saqkit")
 
 
 class Filter(Part):
@@ -53,10 +58,28 @@ class Subscription(Filter):
 
 def words(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     """One or several words of a filter."""
-    return None if given is None else (given,) if isinstance(given, str) else tuple(given)
+    return None if given is None else tuple(given) if _several(given) else (given,)  # type: ignore[return-value]
+
+
+def _several(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 @lru_cache(maxsize=1024)
-def read(stored: bytes) -> Subscription:
-    """What is written down of a subscription."""
-    return Subscription.model_validate_json(stored)
+def read(stored: bytes) -> Subscription | None:
+    """What is written down of a subscription, without what only a newer process knows; None if it cannot be read.
+
+    That is logged once: nobody can deliver to it from here, and the others are to get their events.
+    """
+    try:
+        said = _known(Subscription, json.loads(stored))
+        if isinstance(said.get("retry"), dict):
+            said["retry"] = _known(Retry, said["retry"])
+        return Subscription.parse(said, "stored subscription")
+    except (SaqkitError, AttributeError, TypeError, ValueError) as error:
+        logger.error("subscription %.200r cannot be read, nothing is delivered to it (%s)", stored, error)
+        return None
+
+
+def _known(part: type[Part], said: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if name in part.model_fields}

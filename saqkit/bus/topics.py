@@ -77,7 +77,8 @@ class KnownTopics(frozenset[str]):
         if patterns is None:
             return tuple(sorted(self))
         found: set[str] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        several = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+        for pattern in map(str, patterns if several else [patterns]):
             matching = {name for name in self if fnmatchcase(name, pattern)}
             found |= matching or {self.require(pattern)}
         if not found:

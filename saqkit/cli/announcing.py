@@ -58,6 +58,10 @@ def announce(
     if not title.strip():
         raise UsageError("--title: is empty (it becomes the subject of the emails)")
     described, people = options.topology_of(topology, (), served=True), Audience.of(audience, tenant)
+    paying = [name for name in _reached(described) if described.job_types[name].work == "payment"]
+    if paying:
+        raise UsageError(f"topology {described.name} charges orders ({paying[0]}), and the users of an event have "
+                         f"none: use `saqkit checkout --topology {topology}`")  # fmt: skip
     if wait and not _channels(described):
         raise UsageError(f"--wait: topology {described.name} keeps no ledger that says who is served (leave it out)")
     with bar("sending", as_json) as tell:
@@ -164,12 +168,20 @@ async def served(
 
 def _channels(topology: Topology) -> set[str]:
     """The channels by which every user of an event is served, as the ledger names them."""
-    reached, found = [*topology.starts(topology.entry[0])], set[str]()
-    for name in reached:
+    found = set[str]()
+    for name in _reached(topology):
         job = topology.job_types[name]
-        served = [target for key, target in job.edges() if not key.startswith("fan_out.on_")]  # those have no users
-        reached += [target for target in served if target not in reached]
         if job.per_user.database == "ledger":
             provider = job.per_user.provider
             found.add(topology.providers[provider].channel if provider else "none")
     return found
+
+
+def _reached(topology: Topology) -> list[str]:
+    """The job types to which the users of an event come."""
+    reached = [*topology.starts(topology.entry[0])]
+    for name in reached:
+        edges = topology.job_types[name].edges()
+        served = [target for key, target in edges if not key.startswith("fan_out.on_")]  # those have no users
+        reached += [target for target in served if target not in reached]
+    return reached

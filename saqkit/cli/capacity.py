@@ -28,7 +28,7 @@ COMPARED = ("measured", "predicted", "lo", "hi", "error", "inside")
 @options.seed
 @options.as_json
 def demo(topology: str, users: int, folder: str, seed: int, as_json: bool) -> None:
-    """Tell the whole story in a minute.
+    """Tell the whole story, shortened.
 
     A small real run is fitted, a larger one is predicted, carried out and compared; picture and report are written.
     """

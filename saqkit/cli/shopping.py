@@ -52,7 +52,7 @@ def checkout(
     from saqkit.app.shop.money import Money
 
     money = Money.of(amount, currency)
-    said = run(_check_out(options.topology_of(topology, ()), user, money, tenant, key, wait, redis))
+    said = run(_check_out(options.topology_of(topology, (), served=True), user, money, tenant, key, wait, redis))
     if as_json:
         emit(said)
         return

@@ -225,7 +225,7 @@ def _letter(queue: Queue, key: str, died_at: float, fields: Sequence[bytes | Non
         queue=queue.name,
         function=job.function if job else "",
         kwargs=queue.shown(job) if job else {},
-        meta=(job.meta or {}) if job else {},
+        meta=job.meta if job and isinstance(job.meta, dict) else {},
         priority=int(priority or 0),
         error=error.decode() if error else (job.error or "") if job else "",
         attempts=int(attempts or 0),

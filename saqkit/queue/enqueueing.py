@@ -164,7 +164,7 @@ class Enqueuer:
 
     def _fits(self, body: str | bytes, key: str, function: str) -> str | bytes:
         if key.startswith(">"):  # `>QUEUE>KEY` is what is on its way there
-            raise UsageError(f'job {key} ({function}): keys that begin with ">" are the queue\'s own (take another sign)')
+            raise UsageError(f"job {key} ({function}): keys that begin with > are the queue's own (take another sign)")
         most = self._queue.max_body_bytes
         if most and len(body) > most:
             raise UsageError(
@@ -255,7 +255,8 @@ def _writable(text: str, job: Job) -> None:
 
 
 def _kept_s(job: Job) -> float:
-    said = (job.meta or {}).get("keep_key_s") or 0
+    meta: object = job.meta
+    said = meta.get("keep_key_s") or 0 if isinstance(meta, dict) else 0
     if not isinstance(said, int | float) or not isfinite(said):
         raise UsageError(f"job {job.key} ({job.function}): keep_key_s {said!r} (give seconds)")
     return said

@@ -21,7 +21,7 @@ from saqkit.queue.following import POSTED, Courier, told
 from saqkit.queue.leases import Claim, LeaseKeeper
 from saqkit.queue.payload import hidden_end
 from saqkit.queue.stored import StoredJobs
-from saqkit.spec.backoff import Retry
+from saqkit.spec.backoff import LONGEST_DELAY_S, Retry
 from saqkit.spec.draws import Stream, uniform
 
 if TYPE_CHECKING:
@@ -162,13 +162,13 @@ class HeldJobs(StoredJobs):
         return self.policies.get(job.function)
 
     def delay_s(self, job: Job) -> float:
-        """How long `job` waits before its next attempt, in seconds."""
+        """How long `job` waits before its next attempt, in seconds: a week at most, by whatever policy."""
         policy = self.policy_of(job)
         if policy is None:
-            return job.next_retry_delay()
+            return min(LONGEST_DELAY_S, job.next_retry_delay())
         claim = self.claim_of(job)
         failed = claim.attempt if claim else max(1, job.attempts)
-        event, users = job.meta.get("event", 0), _users(job)
+        event, users = job.meta.get("event", 0) if isinstance(job.meta, dict) else 0, _users(job)
         first = users[0] if users and isinstance(users[0], int) else 0
         event = int(event) if str(event).isdecimal() else 0
         return policy.delay_after(failed, uniform(self.seed, Stream.JITTER, event, first, failed))

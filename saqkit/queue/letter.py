@@ -18,7 +18,7 @@ _VARYING = (
 
 def tenant_of(meta: Mapping[str, Any] | None) -> str:
     """The tenant that a job's `meta` names, in the word that the queue knows it by; empty if none (see lines.lua)."""
-    match (meta or {}).get("tenant"):
+    match meta.get("tenant") if isinstance(meta, Mapping) else None:
         case str(name):
             return name
         case bool(yes):

@@ -212,7 +212,7 @@ def _job(queue: StoredJobs, key: str, fields: Sequence[bytes | None]) -> LiveJob
         error=error.decode() if error else (job.error or "") if job else "",
         ttl=job.ttl if job else 600,
         kwargs=queue.shown(job) if job else {},
-        meta=(job.meta or {}) if job else {},
+        meta=job.meta if job and isinstance(job.meta, dict) else {},
     )
 
 

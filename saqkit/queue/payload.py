@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import html
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 from saq.job import Job
 
@@ -29,6 +31,8 @@ HIDDEN = "***"
 MARK = "saqkit:sealed"
 IN_BODY = f'"{MARK}"'.encode()
 _READ_BY_THE_KIT = ("event", "users")
+_SECONDS_OF_THE_KIT = ("keep_key_s", "retry_policy")
+"""What a meta has of the kit's own numbers: they tell nobody anything, even if a code has the same digits."""
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _HOW = f"{VARIABLE}=ID:KEY,…: a KEY is the base64 of 32 bytes"
 
@@ -174,7 +178,11 @@ class Payload:
     def refuse_elsewhere(self, job: Job) -> None:
         """Raise `UsageError` if a job says what is to be sealed in its key or its meta too."""
         fields = self.sealed(job.function) & (job.kwargs or {}).keys()
-        told = {"key": job.key, "meta": json.dumps(job.meta, default=repr, ensure_ascii=False)}
+        meta: Any = job.meta
+        if isinstance(meta, Mapping):
+            own = {name: [*_texts(meta[name], (str,))] for name in _SECONDS_OF_THE_KIT if name in meta}
+            meta = {**meta, **own}
+        told = {"key": job.key, "meta": json.dumps(meta, default=repr, ensure_ascii=False)}
         for name in sorted(fields):
             for text in _texts((job.kwargs or {})[name]):
                 for place, said in told.items():
@@ -189,7 +197,7 @@ class Payload:
         for name in (marked | job.__dict__.get("sealed", {}).keys()) & (job.kwargs or {}).keys():
             for text in _texts((job.kwargs or {})[name]):
                 quoted = (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text))
-                found |= {text, *(form[1:-1] for form in quoted)}
+                found |= {text, *(form[1:-1] for form in quoted), *_in_links_and_html(text)}
         return sorted(filter(None, found - {HIDDEN}), key=lambda text: (-len(text), text))
 
 
@@ -263,16 +271,23 @@ def draw_curtain() -> None:
         logger.addFilter(Curtain())
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, kinds: tuple[type, ...] = (str, int, float)) -> Iterator[str]:
     """Every text and number in a value."""
     if isinstance(value, Mapping):
         for one in value.values():
-            yield from _texts(one)
+            yield from _texts(one, kinds)
     elif isinstance(value, list | tuple):
         for one in value:
-            yield from _texts(one)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+            yield from _texts(one, kinds)
+    elif isinstance(value, kinds) and not isinstance(value, bool):
         yield str(value)
+
+
+def _in_links_and_html(text: str) -> set[str]:
+    """A text as it stands in an address, in a query, and in HTML, of which there are two ways to write quotes."""
+    escaped = html.escape(text)
+    other = escaped.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    return {escaped, other, *(quoted(text, safe="", errors="surrogatepass") for quoted in (quote, quote_plus))}
 
 
 def _about(key: str, function: str, name: str) -> bytes:

@@ -16,9 +16,9 @@ class Retry(Part):
     """A retry policy: at most `max_attempts` executions, and the delay before each but the first.
 
     After execution n fails, the job waits: `fixed`: delay_s; `exponential`: delay_s · factor^(n-1); `list`:
-    delays_s[n-1] (its last entry again where it is too short). `cap_s` (a week if none) bounds it; then `jitter` `none`
-    keeps it, `full` draws from 0 to it, `equal` from half of it to it (names of Brooker, AWS, 2015). The queue's tick
-    rounds the wake-up up.
+    delays_s[n-1] (its last entry again where it is too short). `cap_s` bounds it, and a week does in any case; then
+    `jitter` `none` keeps it, `full` draws from 0 to it, `equal` from half of it to it (names of Brooker, AWS, 2015).
+    The queue's tick rounds the wake-up up.
     """
 
     max_attempts: PositiveInt = Field(default=3, le=10_000, description="executions in all: 3 use two delays")
@@ -48,7 +48,7 @@ class Retry(Part):
                 delay = self.delay_s * self.factor ** (failed - 1)
             except OverflowError:
                 delay = float("inf") if self.delay_s else 0.0
-        return min(delay, self.cap_s or LONGEST_DELAY_S)
+        return min(delay, self.cap_s or LONGEST_DELAY_S, LONGEST_DELAY_S)
 
     def delay_after(self, failed: int, u: float = 0.5) -> float:
         """Seconds to wait after execution number `failed` failed; `u` (0 < u < 1) is the draw for the jitter."""

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     TEMPORARY = 3
     PERMANENT = 4
     JITTER = 5
+    FINDING = 6
 
 
 def uniform(seed: int, stream: Stream, event: int, user: int = 0, attempt: int = 0) -> float:

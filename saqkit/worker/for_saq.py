@@ -13,7 +13,7 @@ from saqkit.app.location import database_url, replica_url
 from saqkit.app.mail import build_providers
 from saqkit.app.store import Store
 from saqkit.errors import DescriptionError
-from saqkit.log_lines import dress
+from saqkit.log_lines import chosen_style, dress
 from saqkit.queue.building import build_queues
 from saqkit.spec.base import did_you_mean
 from saqkit.spec.topology import load
@@ -32,6 +32,7 @@ def settings() -> dict[str, Any]:
     `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_REPLICA_URL`,
     `SAQKIT_SMTP_URL`, `SAQKIT_LOG`, and what `with_environment` reads.
     """
+    chosen_style()  # a wrong one is told before any process starts
     topology = with_environment(load(os.environ.get("SAQKIT_TOPOLOGY", "school-events")))
     name = os.environ.get("SAQKIT_QUEUE", topology.entry_queue)
     if name not in topology.queues:

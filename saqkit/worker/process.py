@@ -37,10 +37,10 @@ class Configuration:
 
     `slots`: by queue; only these queues are served. `folder`: where it reports (`NAME.PID.ready`, `NAME.PID.done`,
     `NAME.PID.failed` with its last words, and `NAME.PID.steps` of every `sample_every`-th user); empty: nowhere.
-    `cores`: the only cores it may use (Linux). `environ` is laid over the environment's settings of mail. `relay`:
-    whether it may deliver what was announced while the broker was away. `fires`: whether the topology's schedules fire
-    here. `loop`: see `event_loop`. `again`: it takes the place of one that died, so it waits for a broker that is away
-    at its start. `replica`: of the database, from which audiences are read.
+    `cores`: the only cores it may use (Linux). `environ` is laid over what the application reads of the environment.
+    `relay`: whether it may deliver what was announced while the broker was away. `fires`: whether the topology's
+    schedules fire here. `loop`: see `event_loop`. `again`: it takes the place of one that died, so it waits for a
+    broker that is away at its start. `replica`: of the database, from which audiences are read.
     """
 
     topology: dict[str, Any]
@@ -98,11 +98,13 @@ async def serve(config: Configuration) -> None:
         patience_s = config.grace_s + HARD_STOP_S
         threading.Thread(target=_follow_launcher, args=(loop, stop, patience_s), name="guard", daemon=True).start()
     queues = build_queues(topology, config.broker, seed=config.seed, prefix=config.prefix)
+    environ = {**os.environ, **config.environ}
     application = Application(
         topology,
         await Store.open(config.database, replica_url=config.replica),
         queues,
-        build_providers(topology, config.seed, {**os.environ, **config.environ}),
+        build_providers(topology, config.seed, environ),
+        environ=environ,
         sample_every=config.sample_every,
         steps_file=config.report("steps"),
     )

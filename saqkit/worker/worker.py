@@ -14,6 +14,7 @@ from saq.job import Job, Status
 from saq.utils import now as now_ms
 
 from saqkit.queue.cancelling import heed_cancellation
+from saqkit.queue.letter import tenant_of
 from saqkit.queue.payload import hide, secrets_of
 from saqkit.queue.queue import Queue
 
@@ -228,7 +229,9 @@ class Worker:
         if logger.isEnabledFor(logging.INFO):
             error = hide(error, secrets_of(job))
             last_line = error.strip().rsplit("\n", 1)[-1]
-            logger.info("job %s failed in attempt %d of %d: %s", job.key, job.attempts, job.retries, last_line)
+            ids = {"job": job.key, "attempt": job.attempts, "queue": queue.name, "tenant": tenant_of(job.meta)}
+            logger.info("job %s failed in attempt %d of %d: %s", job.key, job.attempts, job.retries, last_line,
+                        extra={name: value for name, value in ids.items() if value})  # fmt: skip
         if job.retryable:
             queue.conclude_retry(job, error)
         else:

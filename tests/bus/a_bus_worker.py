@@ -1,8 +1,10 @@
-"""A worker process of a bus for the tests: a_bus_worker.py URL ours|saq."""
+"""A worker process of a bus for the tests: a_bus_worker.py URL ours|saq [before|after]: dies around a mark."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from typing import Any
 
@@ -33,12 +35,21 @@ def make(url: str) -> Bus:
 
     @bus.subscribe("exam:created")
     async def kills(ctx: dict[str, Any], event: Event) -> None:
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGKILL)
 
     return bus
+
+
+def die(bus: Bus, when: str) -> None:
+    """Kill this process when a handler has ended, before or after that is written down."""
+    handled = bus._kept.handled
+
+    async def dies(*args: Any) -> None:
+        if when == "after":
+            await handled(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    bus._kept.handled = dies  # type: ignore[method-assign,assignment]
 
 
 async def ours(bus: Bus) -> None:
@@ -51,4 +62,7 @@ async def saqs(bus: Bus) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run((ours if sys.argv[2] == "ours" else saqs)(make(sys.argv[1])))
+    made = make(sys.argv[1])
+    if sys.argv[3:]:
+        die(made, sys.argv[3])
+    asyncio.run((ours if sys.argv[2] == "ours" else saqs)(made))

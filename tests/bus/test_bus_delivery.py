@@ -14,7 +14,7 @@ from saq.worker import Worker as SaqWorker
 
 from saqkit import Bus, Event, NewJob, Queue
 from saqkit.queue.audit import audit
-from saqkit.queue.dead_letters import dead_letters
+from saqkit.queue.dead_letters import dead_letters, replay
 from saqkit.spec.backoff import Retry
 from saqkit.spec.topology import RunningLimit
 from saqkit.testing import advance, drain
@@ -227,6 +227,26 @@ async def test_a_delivery_whose_handler_has_ended_is_not_handled_again(bus: Bus)
     assert found[found.subscriber == "tell"].completed.tolist() == [1]
 
 
+@pytest.mark.row("004.16")
+async def test_nor_is_one_that_is_released_or_whose_claim_was_lost(bus: Bus) -> None:
+    """Such a job is at its first attempt again."""
+    got = listener(bus, "reward.earned", "tell", retry=AT_ONCE)
+    await bus.publish("reward.earned")
+    await route(bus)
+    for end in ("release", "done"):
+        job = await bus.queue.dequeue(timeout=5)
+        assert job is not None
+        claim = bus.queue.claim_of(job)
+        assert claim is not None
+        assert (claim.attempt, claim.crashes) == (1, 0)
+        await dict(bus.functions())["events:tell"]({"job": job}, **(job.kwargs or {}))
+        await (bus.queue.release(job) if end == "release" else bus.queue.finish(job, Status.COMPLETE))
+    lost = Job("events:tell", key=job.key, kwargs=job.kwargs)
+    assert bus.queue.claim_of(lost) is None
+    await dict(bus.functions())["events:tell"]({"job": lost}, **(job.kwargs or {}))
+    assert len(got) == 1
+
+
 @pytest.mark.row("004.8", "004.16")
 async def test_what_a_handler_publishes_is_caused_by_its_event_and_published_once(bus: Bus) -> None:
     attempts = 0
@@ -236,7 +256,7 @@ async def test_what_a_handler_publishes_is_caused_by_its_event_and_published_onc
         nonlocal attempts
         attempts += 1
         for pupil in (1, 2):
-            await bus.publish("grade:updated", {"pupil": pupil, "attempt": attempts})
+            await bus.publish("grade:updated", {"pupil": pupil, "of": {"exam": 3, "class": 7}})
         assert bus.trace() == {"event_id": event.id, "correlation_id": "request-9", "tenant": "a"}
         if attempts < 3:
             raise RuntimeError("not yet")
@@ -250,13 +270,36 @@ async def test_what_a_handler_publishes_is_caused_by_its_event_and_published_onc
     first = await bus.publish("exam:results_published", tenant="a", institution="north", correlation_id="request-9")
     await drain(bus.queue, bus.functions())
     assert attempts == 3
-    assert [event.data for event in graded] == [{"pupil": 1, "attempt": 1}, {"pupil": 2, "attempt": 1}]
+    assert [event.data["pupil"] for event in graded] == [1, 2]
     assert {(e.tenant, e.institution, e.correlation_id, e.causation_id) for e in graded} == {
         ("a", "north", "request-9", first.event.id)
     }
     assert Counter(event.causation_id for event in sent) == Counter(event.id for event in graded)
     assert {(e.tenant, e.institution, e.correlation_id) for e in sent} == {("a", "south", "request-9")}
     assert bus.trace() == {}
+
+
+async def test_a_handler_that_is_tried_again_and_publishes_other_events_loses_none(bus: Bus) -> None:
+    """It goes on where it was, for instance, and does not begin again: what it says decides, not how much it said."""
+    attempts = 0
+
+    @bus.subscribe("exam:results_published", retry=AT_ONCE)
+    async def grade(ctx: dict[str, Any], event: Event) -> None:
+        nonlocal attempts
+        attempts += 1
+        for pupil in {1: (1, 2, 2), 2: (3, 2), 3: (4,)}[attempts]:
+            await bus.publish("grade:updated", {"pupil": pupil}, institution="north")
+        await bus.publish("grade:updated", {"pupil": 1}, institution="north", user=attempts)
+        await bus.publish("notification:sent", {"attempt": attempts}, id=f"{event.id}.sent")
+        if attempts < 3:
+            raise RuntimeError("not yet")
+
+    graded, sent = listener(bus, "grade:updated", "graded"), listener(bus, "notification:sent", "sent")
+    await bus.publish("exam:results_published")
+    await drain(bus.queue, bus.functions())
+    assert Counter(event.data["pupil"] for event in graded if not event.user) == {1: 1, 2: 2, 3: 1, 4: 1}
+    assert sorted(event.user for event in graded if event.user) == [1, 2, 3]  # type: ignore[type-var]  # all are int
+    assert [event.data for event in sent] == [{"attempt": 1}], "an event of one id is one, whatever it says"
 
 
 async def test_a_handler_speaks_for_its_own_tenant_only(bus: Bus) -> None:
@@ -306,6 +349,47 @@ async def test_who_has_unsubscribed_gets_nothing_more_also_not_what_waits(bus: B
     await drain(bus.queue, bus.functions())
     assert (len(stays), len(leaves)) == (5, 1)
     assert sorted(await bus.subscriptions()) == ["stays"]
+    found = await bus.statistics()
+    assert found[found.subscriber == "leaves"].empty, "nor is it counted any more"
+
+
+@pytest.mark.row("004.14")
+async def test_who_unsubscribes_amid_a_delivery_is_not_tried_again(bus: Bus) -> None:
+    """Nor is delivered to it what was routed meanwhile, or is replayed by an operator."""
+    calls = Counter[int]()
+
+    @bus.subscribe("exam:created", retry=AT_ONCE)
+    async def leaves(ctx: dict[str, Any], event: Event) -> None:
+        number = event.data["n"]
+        assert isinstance(number, int)
+        calls[number] += 1
+        if number == 2:
+            await bus.unsubscribe("leaves")
+        raise RuntimeError("no")
+
+    await bus.publish("exam:created", {"n": 1})
+    await drain(bus.queue, bus.functions())
+    (letter,) = [letter async for letter in dead_letters(bus.queue)]
+    await bus.publish("exam:created", {"n": 2})
+    await route(bus)
+    delivery = await bus.queue.dequeue(timeout=5)
+    late = await bus.publish("exam:created", {"n": 3})
+    routing = await bus.queue.dequeue(timeout=5)
+    assert delivery is not None
+    assert routing is not None
+    await dict(bus.functions())["events"]({"job": routing}, **(routing.kwargs or {}))
+    with pytest.raises(RuntimeError):
+        await dict(bus.functions())["events:leaves"]({"job": delivery}, **(delivery.kwargs or {}))
+    await bus.queue.finish(routing, Status.COMPLETE)
+    await bus.queue.retry(delivery, "no")
+    assert await bus.queue.job(f"events:leaves:|{late.event.id}") is not None
+    await replay(bus.queue, [letter.key])
+    done = await drain(bus.queue, bus.functions())
+    assert calls == {1: 3, 2: 1}
+    assert done.dead == ()
+    assert await bus.queue.count("dead") == 0
+    found = await bus.statistics()
+    assert found[found.subscriber == "leaves"].empty
 
 
 async def test_deliveries_have_the_events_priority_or_their_own(bus: Bus) -> None:

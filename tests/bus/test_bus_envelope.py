@@ -98,11 +98,15 @@ async def test_what_a_bus_cannot_do_is_said(bus: Bus) -> None:
         (lambda: bus.subscribe("exam:*", name="x", priority="urgent")(handler), 'there is no priority "urgent"'),
         (lambda: bus.subscribe("exam:*", name="x", timeout_s=0)(handler), "subscriber: timeout_s: should be greater"),
         (lambda: bus.subscribe("exam:*", name="x", tenants="a b")(handler), "tenants.0: should be a word"),
+        (lambda: bus.subscribe("exam:*", name="x", tenants=5)(handler), "tenants.0: should be a valid string"),  # type: ignore[arg-type]
+        (lambda: bus.subscribe(5)(handler), 'there is no topic "5"'),  # type: ignore[arg-type]
         (lambda: bus.watch(bus.queue), "no job type is named"),
         (lambda: bus.history(since=2, until=1), "since 2 is not before until 1"),
         (lambda: bus.history(since=datetime(2026, 1, 1)), "has no time zone"),
         (lambda: bus.history(since=float("nan")), "give epoch seconds"),
         (lambda: Bus(bus.queue, remember_s=0), "remember_s 0"),
+        (lambda: Bus(bus.queue, history_events=1e5), "history_events 100000.0 (give a whole number)"),  # type: ignore[arg-type]
+        (lambda: bus.subscribe("exam:*", name="x")(lambda ctx, event: None), "x: is no coroutine function"),  # type: ignore[arg-type,return-value]
     ]
     for call, said in wrong:
         with pytest.raises(SaqkitError) as error:
@@ -113,5 +117,7 @@ async def test_what_a_bus_cannot_do_is_said(bus: Bus) -> None:
         await bus.replay("tel")
     with pytest.raises(UsageError, match='there is no subscriber "tel"'):
         await bus.unsubscribe("tel")
+    with pytest.raises(DescriptionError, match=r"event exam:created: data: should be a table \(given: 5\)"):
+        await bus.publish("exam:created", 5)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="is given whole, and data beside it"):
         await bus.publish(Event(type="exam:created"), {"a": 1})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from saq.job import Job, Status
 from saqkit import Bus, Event, Queue
 from saqkit.bus.deaths import MOST_AT_ONCE, Deaths
 from saqkit.bus.kept import Kept
+from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.backoff import Retry
 from saqkit.testing import drain
 from saqkit.testing.queues import QUICK
@@ -129,6 +132,57 @@ async def test_deaths_of_chosen_job_types_of_another_queue_are_told(
     (error,) = errors
     assert (error.tenant, error.correlation_id, error.data["job"]) == ("a", "cart-1", "o1")
     assert error.data["error"] == "for good"
+
+
+async def test_a_letter_that_cannot_be_told_stops_none_behind_it(
+    make_queue: Callable[..., Queue], caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = Bus(make_queue("short", max_body_bytes=2500, **QUICK))
+    orders, got = make_queue("orders", **QUICK), list[Event]()
+
+    @bus.subscribe("system:error_occurred")
+    async def alarm(ctx: dict[str, Any], event: Event) -> None:
+        got.append(event)
+
+    deaths = Deaths(bus, Kept(bus.queue, 60, 100, 60))
+    deaths.watch(orders, ("pay",))
+    await deaths.look()
+    metas: list[tuple[str, Any]] = [
+        ("list", {}), ("long" + "x" * 3000, {}), ("blanks", {"tenant": "a b"}),
+        ("odd", {"correlation_id": "cart 1", "event_id": "y" * 65, "tenant": "a"}), ("good", {"correlation_id": "c"}),
+    ]  # fmt: skip
+    for key, meta in metas:
+        await orders.enqueue(Job("pay", key=key, meta=meta, retries=1))
+        job = await orders.dequeue(timeout=5)
+        assert job is not None
+        await orders.finish(job, Status.FAILED, error="declined")
+    body = json.dumps({"function": "pay", "key": "list", "queue": "orders", "meta": [1]})
+    await orders.redis.hset(orders.key_of("list"), "body", body)  # type: ignore[misc]  # typed for both clients
+    assert await deaths.look() == 3
+    await drain(bus.queue, bus.functions())
+    assert {event.data["job"]: (event.correlation_id, event.causation_id) for event in got} == {
+        "list": (got[0].id, ""), "odd": (got[1].id, ""), "good": ("c", "")}  # fmt: skip
+    said = [record.getMessage() for record in caplog.records if "is not told" in record.getMessage()]
+    assert [text.split()[2][:6] for text in said] == ["longxx", "blanks"]
+    assert await deaths.look() == 0
+
+
+async def test_a_queue_whose_broker_is_away_stops_none_behind_it(
+    bus: Bus, make_queue: Callable[..., Queue], tmp_path: Path
+) -> None:
+    gone, orders = make_queue("gone", url=f"unix://{tmp_path}/none"), make_queue("orders", **QUICK)
+    deaths = Deaths(bus, Kept(bus.queue, 60, 100, 60))
+    deaths.watch(gone, ("pay",))
+    deaths.watch(orders, ("pay",))
+    with pytest.raises(AWAY):
+        await deaths.look()
+    await orders.enqueue(Job("pay", retries=1))
+    job = await orders.dequeue(timeout=5)
+    assert job is not None
+    await orders.finish(job, Status.FAILED, error="declined")
+    with pytest.raises(AWAY):
+        await deaths.look()
+    assert await bus.queue.count("queued") == 1
 
 
 async def test_a_storm_of_deaths_is_told_bit_by_bit_and_each_once(bus: Bus, errors: list[Event]) -> None:

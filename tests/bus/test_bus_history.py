@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saqkit import Bus, Event, Queue
 from saqkit.errors import UsageError
+from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.spec.topology import Priority
 from saqkit.testing import drain
 from saqkit.testing.queues import QUICK
@@ -70,6 +72,27 @@ async def test_a_replay_goes_to_one_subscriber_and_only_what_it_wants(bus: Bus) 
     await drain(bus.queue, bus.functions())
     assert sorted(of_a) == [("a", 2), ("a", 4), ("a", 8), ("a", 10)]
     assert other == []
+
+
+async def test_what_a_handler_publishes_when_an_event_is_replayed_to_it_is_the_same_event(bus: Bus) -> None:
+    others = listener(bus, "notification:sent", "others")
+    corrected = False
+
+    @bus.subscribe("grade:updated")
+    async def tell(ctx: dict[str, Any], event: Event) -> None:
+        await bus.publish("notification:sent", {"n": event.data["n"]})
+        if corrected:
+            await bus.publish("notification:sent", {"n": 100})
+
+    await publish(bus, 4)
+    assert sorted(others) == [("a", 0), ("b", 3)]
+    await bus.replay("tell")
+    await drain(bus.queue, bus.functions())
+    assert len(others) == 2
+    corrected = True
+    await bus.replay("tell")
+    await drain(bus.queue, bus.functions())
+    assert sorted(others) == [("a", 0), ("a", 100), ("b", 3), ("b", 100)]
 
 
 async def test_a_replay_that_is_repeated_under_its_name_delivers_nothing_twice(bus: Bus) -> None:
@@ -134,6 +157,31 @@ async def test_a_live_view_sees_what_it_asks_for_while_it_listens(bus: Bus) -> N
     assert seen[2:] == [100, 102]
     assert 100 not in await numbers(bus.history()), "what is broadcast is not kept"
     assert await bus.queue.count("incomplete") == 0
+
+
+async def test_a_live_view_whose_broker_is_away_keeps_no_connection(
+    make_queue: Callable[..., Queue], tmp_path: Path
+) -> None:
+    bus = Bus(make_queue("gone", url=f"unix://{tmp_path}/none"))
+    view = bus.live()
+    for _ in range(2):
+        with pytest.raises(AWAY):
+            await view.__aenter__()
+        assert view._pubsub is None
+
+
+async def test_an_event_is_recorded_once_also_where_live_views_may_not_be_told(
+    redis_url: str, make_queue: Callable[..., Queue], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_queue("school", **QUICK).redis
+    await server.execute_command("ACL SETUSER", "deaf", "on", ">deaf", "~*", "resetchannels", "&saq:job:*", "+@all")
+    bus = Bus(make_queue("school", url=redis_url.replace("://", "://deaf:deaf@"), **QUICK))
+    got = listener(bus, "*", "got")
+    await publish(bus, 3)
+    assert sorted(n for _, n in got) == [0, 1, 2]
+    assert sorted(await numbers(bus.history())) == [0, 1, 2]
+    assert [record.getMessage() for record in caplog.records if "live views cannot be told" in record.getMessage()]
+    await server.execute_command("ACL DELUSER", "deaf")
 
 
 async def test_a_live_view_without_a_block_and_through_a_broken_connection(bus: Bus) -> None:

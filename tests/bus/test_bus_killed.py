@@ -16,15 +16,15 @@ from saqkit.queue.audit import audit
 
 PROGRAM = Path(__file__).with_name("a_bus_worker.py")
 Until = Callable[..., Awaitable[float]]
-Start = Callable[[str], "subprocess.Popen[bytes]"]
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
 def start(redis_url: str) -> Iterator[Start]:
     processes: list[subprocess.Popen[bytes]] = []
 
-    def begin(kind: str) -> subprocess.Popen[bytes]:
-        processes.append(subprocess.Popen([sys.executable, str(PROGRAM), redis_url, kind]))
+    def begin(*how: str) -> subprocess.Popen[bytes]:
+        processes.append(subprocess.Popen([sys.executable, str(PROGRAM), redis_url, *how]))
         return processes[-1]
 
     yield begin
@@ -74,6 +74,30 @@ async def test_a_worker_that_is_killed_amid_its_deliveries(
     }
     assert counts == {"": (20, 0), "parents": (20, 0), "reports": (20, 0)}
     assert (await audit(queue)).problems == ()
+
+
+@pytest.mark.parametrize(("when", "times"), [("before", 2), ("after", 1)])
+async def test_a_worker_that_is_killed_as_its_handler_has_ended(
+    producer: Bus, start: Start, until: Until, when: str, times: int
+) -> None:
+    """Only what is not written down yet is done again."""
+    first = start("ours", when)
+    published = await producer.publish("attendance:corrected", {"slow": False})
+
+    async def killed() -> bool:
+        return first.poll() is not None
+
+    await until(killed, 30)
+    start("ours")
+
+    async def drained() -> bool:
+        return await producer.queue.count("incomplete") == 0
+
+    await until(drained, 30)
+    done = await producer.queue.redis.lrange("done:reports", 0, -1)  # type: ignore[misc]  # typed for both clients
+    assert [id.decode() for id in done] == [published.event.id] * times
+    found = await producer.statistics()
+    assert found[(found.subscriber == "reports") & (found.topic == "attendance:corrected")].completed.tolist() == [1]
 
 
 async def test_a_delivery_that_kills_its_workers_is_told_as_an_error(producer: Bus, start: Start, until: Until) -> None:

@@ -138,6 +138,23 @@ def test_a_server_that_says_nothing_is_waited_for_no_longer_than_a_send(tmp_path
     assert "no answer within 0.3 s" in checks(json.loads(done.stdout))["email"]["text"]
 
 
+def test_what_ends_a_worker_at_its_start_fails_here(tmp_path: Path) -> None:
+    found = failing(SAQKIT_REPLICA_URL="postgresql://localhost/school")
+    assert found["broker"]["ok"]
+    assert (found["database"]["ok"], found["email"]["ok"]) == (False, True)
+    assert "SQLite has no replicas" in found["database"]["text"]
+    assert "links" not in found, "school-events sends no emails that have any"
+    topology = tmp_path / "links.toml"
+    topology.write_text('name = "links"\nentry = [{ job_type = "welcome" }]\n[queues.work]\n[job_types.welcome]\n'
+                        'queue = "work"\nper_user = { provider = "email" }\n[providers.email]\n')  # fmt: skip
+    wrong = failing(FRONTEND_URL="vote.example", SAQKIT_TOPOLOGY=str(topology))
+    assert [part for part, one in wrong.items() if not one["ok"]] == ["links"]
+    assert wrong["links"]["text"].startswith('FRONTEND_URL: "vote.example" is no http:// or https:// address')
+    done = saqkit("check", "--json", env={"FRONTEND_URL": "https://vote.example/", "SAQKIT_TOPOLOGY": str(topology)})
+    assert done.returncode == 0
+    assert checks(json.loads(done.stdout))["links"]["text"] == "those in emails lead to https://vote.example"
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "reason"),
     [

@@ -114,7 +114,10 @@ def test_ids_lead_from_the_event_by_its_batches_to_each_email(
     monkeypatch.setenv("SAQKIT_LOG", "json")
     lines = [json.loads(line) for line in worked(story, log, "-vv", "--concurrency", "1")]
     assert all({"timestamp", "level", "message"} <= set(line) for line in lines)
-    own = [line for line in lines if "job" in line]
+    (failed,) = [line for line in lines if " failed in attempt 1 of 2: " in line["message"]]
+    assert {name: failed[name] for name in ("job", "attempt", "queue", "tenant", "level")} == {
+        "job": "notify:1:2", "attempt": 1, "queue": "notifications", "tenant": "north", "level": "info"}  # fmt: skip
+    own = [line for line in lines if "job" in line and line is not failed]
     assert {(line["event"], line["queue"], line["tenant"]) for line in own} == {(1, "notifications", "north")}
     told: dict[str, list[str]] = defaultdict(list)
     for line in own:

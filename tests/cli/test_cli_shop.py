@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from command_line import answer, saqkit, says, start
+
+from saqkit import Queue
 
 SHOP = """\
 name = "shop"
@@ -52,6 +55,25 @@ def test_an_order_is_checked_out_paid_and_shown() -> None:
     assert saqkit("orders", "1").stdout == "order 1 of user 1, 12.50 EUR: paid\n"
     assert answer("orders") == {"paid": 1}
     assert json.loads(saqkit("orders", "1", "--json").stdout)["charge_id"] == again["order"]["charge_id"]
+
+
+@pytest.mark.usefixtures("_shop")
+def test_the_environment_says_how_often_a_payment_is_tried(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def attempts() -> list[int]:
+        queue = Queue.from_url(redis_url, name="payments")
+        try:
+            return sorted([job.retries async for job in queue.iter_jobs()])
+        finally:
+            await queue.disconnect()
+
+    answer(*ORDER)
+    monkeypatch.setenv("JOB_MAX_RETRIES", "7")
+    answer(*ORDER)
+    assert asyncio.run(attempts()) == [3, 7]
+    monkeypatch.setenv("JOB_MAX_RETRIES", "0")
+    done = saqkit(*ORDER)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("saqkit: JOB_MAX_RETRIES: ")
 
 
 @pytest.mark.usefixtures("_shop")

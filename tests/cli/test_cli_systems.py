@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from command_line import answer, saqkit, says, start
+from command_line import answer, saqkit, says, start, wait_until
 
 from saqkit.spec.topology import load, shipped
 
@@ -77,17 +78,35 @@ def test_a_worker_logs_what_it_serves_and_what_it_does() -> None:
         for words in (
             f"processing job announce:{event} for event {event}",
             f"event {event}: found 12 users, 1 batches of 100",
-            f"job notify:{event}:0: 12 of 12 users served",
+            f"processed 12 of 12 users, 0 failed; job notify:{event}:0 completed",
         ):
             says(process, words)
 
 
 @pytest.mark.row("003.10", "003.11")
 @pytest.mark.usefixtures("people")
-def test_orders_of_the_shop_are_announced_and_served_by_a_worker() -> None:
+def test_orders_of_the_shop_are_paid_by_a_worker_and_their_customers_told_twice(tmp_path: Path) -> None:
     with worker("shop", "--processes", "2") as process:
         says(process, "ready:")
-        said = answer("announce", "--topology", "shop", "--title", "Order", "--audience", "students", "--wait")
-        assert {key: said[key] for key in ("rows", "sent", "failed", "pending")} == {
-            "rows": 36, "sent": 36, "failed": 0, "pending": 0,
-        }, "a payment, an email and a text message for each of twelve orders"  # fmt: skip
+        for user in (1, 5, 12):
+            said = answer("checkout", "--topology", "shop", "--user", str(user), "--amount", "12.50",
+                          "--currency", "EUR", "--wait", "30")  # fmt: skip
+            assert (said["new"], said["order"]["state"]) == (True, "paid")
+        expected = [(user, channel, "sent") for user in (1, 5, 12) for channel in ("api.payment", "email", "sms")]
+        wait_until(lambda: ledger(tmp_path) == expected)
+        assert answer("orders") == {"paid": 3}
+
+
+def ledger(folder: Path) -> list[tuple[int, str, str]]:
+    """Who was to be served by which channel, and what became of it."""
+    with closing(sqlite3.connect(folder / "people.db")) as database:
+        query = "SELECT user_id, channel, status FROM notifications ORDER BY user_id, channel"
+        return database.execute(query).fetchall()
+
+
+@pytest.mark.usefixtures("people")
+def test_an_event_has_no_orders_to_pay() -> None:
+    done = saqkit("announce", "--topology", "shop", "--title", "Order", "--audience", "students")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "topology shop charges orders" in done.stderr
+    assert "use `saqkit checkout --topology shop`" in done.stderr

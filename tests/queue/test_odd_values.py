@@ -215,3 +215,15 @@ async def test_a_key_that_could_be_one_on_its_way_to_another_queue_is_refused(qu
     with pytest.raises(UsageError, match="queue's own"):
         await queue.enqueue_each("f", [{}, {}], keys=["k", ">mail>k"])
     assert await queue.count("incomplete") == 0
+
+
+async def test_a_delay_without_end_lets_the_others_rest(queue: Queue, sound: Sound) -> None:
+    assert await queue.submit("f", key="never", delay_s=1e308)
+    waiting = asyncio.create_task(queue.dequeue())
+    await asyncio.sleep(0.3)
+    before = (await queue.redis.info("stats"))["total_commands_processed"]
+    await asyncio.sleep(1.0)
+    assert (await queue.redis.info("stats"))["total_commands_processed"] - before < 30
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await sound(queue)

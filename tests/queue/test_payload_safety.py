@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import html
 import json
 import logging
 import os
@@ -13,7 +14,9 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
+import markupsafe
 import pytest
 import redis.asyncio as aioredis
 from hypothesis import given
@@ -333,6 +336,26 @@ def test_the_longest_is_hidden_first_and_every_way_of_writing() -> None:
     longest = 'xa"b\nc'
     text = f"{longest!r} {json.dumps([longest[1:]])} 7 77 2.5 True None"
     assert hide(text, secrets) == f"'{HIDDEN}' [\"{HIDDEN}\"] *** 77 *** True None"
+
+
+def test_a_secret_is_hidden_as_it_stands_in_an_address_and_in_html() -> None:
+    job = Job("pay", kwargs={"iban": "a/b+c=", "person": "Zoë 'n' \"Bo\" <&>"})
+    job.queue = type("Q", (), {"payload": payload()})()
+    secrets = secrets_of(job)
+    for secret in ("a/b+c=", "Zoë 'n' \"Bo\" <&>"):
+        forms = [quote(secret, safe=""), quote_plus(secret), html.escape(secret), str(markupsafe.escape(secret))]
+        for form in (secret, *forms):
+            assert hide(f"451 [{form}] refused", secrets) == f"451 [{HIDDEN}] refused"
+
+
+async def test_what_the_kit_writes_into_a_meta_tells_no_secret_by_chance(make_queue: MakeQueue) -> None:
+    queue = make_queue(payload=payload())
+    own = {"keep_key_s": 86400.0, "retry_policy": {"delay_s": 86400.0}}
+    for n, code in enumerate(("8640", "6400", "86400")):
+        assert await queue.enqueue(Job("pay", key=f"k{n}", kwargs={"iban": code}, meta=own))
+    for meta in ({"seen": 86400}, {"retry_policy": {"delay_s": "8640"}}, {"retry_policy": [["of 8640"]]}):
+        with pytest.raises(UsageError, match="its meta has what is to be sealed in iban"):
+            await queue.enqueue(Job("pay", kwargs={"iban": "8640"}, meta=meta))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from saqkit.queue.dead_letters import replay
 from saqkit.queue.queue import Queue
-from saqkit.spec.backoff import Retry
+from saqkit.spec.backoff import LONGEST_DELAY_S, Retry
 from saqkit.testing import Drained, delays, drain
 
 MakeQueue = Callable[..., Queue]
@@ -63,3 +64,37 @@ async def test_what_is_no_policy_counts_as_none(make_queue: MakeQueue, own: Any)
     queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
     await queue.enqueue("fail", key="odd", meta={"retry_policy": own})
     assert numbers(await drain(queue, {"fail": fail})) == {"odd": USUAL}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"meta": {"retry_policy": {"backoff": "fixed", "delay_s": 1e308, "cap_s": 1e308}}},
+        {"meta": {"retry_policy": {"delay_s": 1e308, "factor": 1e308, "cap_s": 1e308}}},
+        {"meta": {"retry_policy": {"backoff": "list", "delays_s": [1e308], "cap_s": 1e308}}},
+        {"retries": 3, "retry_delay": 1e308},
+    ],
+    ids=["fixed", "exponential", "list", "saq"],
+)
+async def test_no_delay_is_so_long_that_the_server_cannot_reckon_with_it(
+    make_queue: MakeQueue, own: dict[str, Any]
+) -> None:
+    queue = make_queue(tick_s=0.05)
+    await queue.enqueue("fail", key="odd", **own)
+    assert numbers(await drain(queue, {"fail": fail}, follow_time=False)) == {"odd": [(1, "retry")]}
+    due = await queue.redis.zscore(queue.namespace("incomplete"), queue.job_id("odd"))
+    assert due is not None
+    assert 1 < due - time.time() <= LONGEST_DELAY_S + 1
+    assert numbers(await drain(queue, {"fail": fail})) == {"odd": [(2, "retry"), (3, "dead")]}
+
+
+@pytest.mark.parametrize("meta", [None, [], "odd", 5])
+async def test_a_meta_that_is_no_table_does_not_stand_in_the_way_of_a_retry(make_queue: MakeQueue, meta: Any) -> None:
+    queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
+
+    async def spoil(ctx: dict[str, Any]) -> None:
+        ctx["job"].meta = meta
+        raise ValueError("no")
+
+    await queue.enqueue("fail", key="odd")
+    assert numbers(await drain(queue, {"fail": spoil})) == {"odd": USUAL}

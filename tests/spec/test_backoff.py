@@ -32,7 +32,7 @@ OPEN = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 @given(RETRIES, st.integers(1, 10_000), OPEN)
 def test_a_delay_is_never_negative_nor_above_its_cap(retry: Retry, n: int, u: float) -> None:
-    assert 0 <= retry.delay_after(n, u) <= retry.base_delay_s(n) <= (retry.cap_s or LONGEST_DELAY_S)
+    assert 0 <= retry.delay_after(n, u) <= retry.base_delay_s(n) <= min(retry.cap_s or LONGEST_DELAY_S, LONGEST_DELAY_S)
 
 
 @given(RETRIES)
@@ -76,6 +76,8 @@ def test_a_policy_reads_back_equal(retry: Retry) -> None:
         ({"max_attempts": 1}, []),
         ({"max_attempts": 3, "delay_s": 0, "factor": 1e300}, [0, 0]),
         ({"max_attempts": 3, "delay_s": 1, "factor": 1e300}, [1, LONGEST_DELAY_S]),
+        ({"max_attempts": 3, "delay_s": 1, "factor": 1e300, "cap_s": 1e308}, [1, LONGEST_DELAY_S]),
+        ({"max_attempts": 2, "backoff": "list", "delays_s": [1e308], "cap_s": 1e308}, [LONGEST_DELAY_S]),
     ],
 )
 @pytest.mark.row("000.6", "002.4")

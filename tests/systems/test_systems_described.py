@@ -8,6 +8,7 @@ import pytest
 
 from saqkit.spec.showing import bounds, describe
 from saqkit.spec.topology import RateLimit, Topology, load, shipped
+from saqkit.topology_environment import with_environment
 
 SYSTEMS = ("course-platform", "school-erp", "school-events", "shop", "voting")
 
@@ -62,6 +63,14 @@ def test_every_job_of_the_course_platform_is_tried_three_times_first_after_two_s
         assert (job.retry.max_attempts, job.retry.schedule()[0]) == (3, 2.0), name
 
 
+@pytest.mark.row("001.3")
+def test_the_environment_says_how_often_the_course_platform_tries(systems: dict[str, Topology]) -> None:
+    said = with_environment(systems["course-platform"], {"JOB_MAX_RETRIES": "4", "JOB_RETRY_DELAY": "500"})
+    assert said.job_types.keys() == systems["course-platform"].job_types.keys()
+    for name, job in said.job_types.items():
+        assert (job.retry.max_attempts, job.retry.schedule()) == (4, [0.5, 1.0, 2.0]), name
+
+
 @pytest.mark.row("001.7", "001.16")
 def test_the_emails_of_the_course_platform_and_what_a_payment_leads_to(systems: dict[str, Topology]) -> None:
     types = systems["course-platform"].job_types
@@ -103,12 +112,10 @@ def test_the_emails_of_voting_have_four_levels(systems: dict[str, Topology]) -> 
 
 
 @pytest.mark.row("002.4")
-def test_voting_tries_three_times_and_one_job_has_a_policy_of_its_own(systems: dict[str, Topology]) -> None:
+def test_voting_tries_every_email_three_times(systems: dict[str, Topology]) -> None:
     for name, job in of_queue(systems["voting"], "email").items():
-        own = name == "reward-delivery"
-        assert job.retry.max_attempts == (5 if own else 3), name
-        assert job.retry.schedule() == ([3, 6, 12, 24] if own else [2, 4]), name
-        assert job.retry.model_copy(update={"max_attempts": 4}).schedule() == ([3, 6, 12] if own else [2, 4, 8]), name
+        assert (job.retry.max_attempts, job.retry.schedule()) == (3, [2, 4]), name
+        assert job.retry.model_copy(update={"max_attempts": 4}).schedule() == [2, 4, 8], name
 
 
 @pytest.mark.row("002.7", "002.8")
@@ -143,9 +150,20 @@ def test_voting_publishes_six_kinds_of_events(systems: dict[str, Topology]) -> N
 def test_the_shop_has_a_queue_for_each_kind_of_work(systems: dict[str, Topology]) -> None:
     assert slots(systems["shop"]) == {"payments": 10, "notifications": 10, "orders": 10}
     assert {name: job.queue for name, job in systems["shop"].job_types.items()} == {
-        "payment": "payments", "order-email": "notifications", "order-sms": "notifications",
+        "payment": "payments", "check-payments": "payments", "order-email": "notifications",
+        "order-sms": "notifications",
         "process-order": "orders",
     }  # fmt: skip
+
+
+@pytest.mark.row("003.11")
+def test_the_shop_asks_each_minute_for_payments_whose_answer_was_lost(systems: dict[str, Topology]) -> None:
+    types = systems["shop"].job_types
+    assert {name: job.work for name, job in types.items() if job.work != "messages"} == {
+        "payment": "payment", "check-payments": "payment-check",
+    }  # fmt: skip
+    [poll] = systems["shop"].schedules
+    assert (poll.job_type, poll.cron, poll.audience) == ("check-payments", "* * * * *", None), "for nobody"
 
 
 @pytest.mark.row("003.10", "003.11")
@@ -155,7 +173,8 @@ def test_a_payment_of_the_shop_comes_first_and_tells_the_customer_when_it_is_don
     assert subscribers(topology) == {"checkout": ("payment",)}
     assert [edge.to for edge in payment.follow_up] == ["order-email", "order-sms"]
     levels = {name: job.priority.name for name, job in topology.job_types.items()}
-    assert levels == {"payment": "HIGH", "order-email": "NORMAL", "order-sms": "NORMAL", "process-order": "NORMAL"}
+    assert levels.pop("payment") == "HIGH"
+    assert levels == dict.fromkeys(("check-payments", "order-email", "order-sms", "process-order"), "NORMAL")
     assert {job.retry.backoff for job in topology.job_types.values()} == {"exponential"}
     media = {name: topology.providers[str(job.per_user.provider)].medium for name, job in topology.job_types.items()
              if job.per_user.provider}  # fmt: skip

@@ -16,6 +16,8 @@ __all__ = ["EMAIL_TYPES", "EmailType", "Value", "checked_data", "checked_recipie
 Value = str | int | float | bool
 LONGEST = 2_000
 """Characters of one value: a signed token fits in, a document does not."""
+ID_BITS = 63
+"""Of the ids that a database holds."""
 OPTIONAL = ("first_name",)
 """What every type may be told besides; the worker knows it of somebody who is named by an id."""
 _NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -59,7 +61,7 @@ def email_type(name: str) -> EmailType:
 
 
 def checked_data(kind: EmailType, data: Mapping[str, Value]) -> dict[str, Value]:
-    """What a job of `kind` is told; raises `UsageError` where something is missing, unknown, or no small value.
+    """What a job of `kind` is told; raises `UsageError` where something is missing, unknown, blank, or no small value.
 
     A text is one line: it may become part of a subject.
     """
@@ -80,6 +82,8 @@ def checked_data(kind: EmailType, data: Mapping[str, Value]) -> dict[str, Value]
             )
         if isinstance(value, str) and _NOT_ONE_LINE.search(value):
             raise UsageError(f"{about}: {name} has a line break or control character (pass one line)")
+        if isinstance(value, str) and name in kind.fields and not value.strip():
+            raise UsageError(f"{about}: {name} is blank (pass what the email is to say)")
     return dict(data)
 
 
@@ -88,6 +92,8 @@ def checked_recipient(kind: EmailType, to: str | int) -> str | int:
     if isinstance(to, str):
         if not is_address(to):
             raise UsageError(f"email {kind.name}: {_short(to)!r} is no email address (such as ann@school.example)")
+    elif isinstance(to, int) and to.bit_length() > ID_BITS:
+        raise UsageError(f"email {kind.name}: a number of {to.bit_length()} bits is nobody (give the id of a user)")
     elif isinstance(to, bool) or not isinstance(to, int) or to < 1:
         raise UsageError(f"email {kind.name}: {_short(to)!r} is nobody (give an address, or the id of a user)")
     return to

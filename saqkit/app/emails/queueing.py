@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Self, TypedDict, Unpack
+from urllib.parse import quote
 
 from saqkit.app.announcing import KEEP_KEYS_S
 from saqkit.app.emails.catalogue import EmailType, Value, checked_data, checked_recipient, email_type
@@ -15,6 +17,7 @@ from saqkit.errors import UsageError
 from saqkit.queue.building import build_queues
 from saqkit.queue.enqueueing import CHUNK
 from saqkit.queue.queue import Queue
+from saqkit.queue.replaying import chunks
 from saqkit.queue.submitting import NewJob, Submitted, told
 from saqkit.spec.backoff import Retry
 from saqkit.spec.base import did_you_mean
@@ -23,15 +26,15 @@ from saqkit.spec.topology import JobType, Topology
 __all__ = ["EmailQueue", "Options"]
 
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
-"""A made-up key has no digits: one that happened to hold a code that is to be sealed would be refused."""
+"""What is made up has no digits: a job that happened to hold a code that is to be sealed would be refused."""
 
 
 class Options(TypedDict, total=False):
     """What can be chosen for a job; what is not is as the topology describes its type.
 
     `priority`: critical, high, normal, low or 1 to 4. `retry`: its own attempts and delays. `delay_s`: not before so
-    many seconds from now. `key`: a second call with it within a day is not accepted. `tenant`: whom it belongs to;
-    a user who is named by an id must be one of that tenant.
+    many seconds from now. `key`: a second call with it within a day is not accepted, of the same tenant if there is
+    one. `tenant`: whom it belongs to; a user who is named by an id must be one of that tenant.
     """
 
     priority: int | str
@@ -67,13 +70,13 @@ class EmailQueue:
         self, name: str, to: str | int, data: Mapping[str, Value], **options: Unpack[Options]
     ) -> Submitted:
         """Enqueue an email of type `name`; says its job's key, and whether it was accepted."""
-        return await self._submit(*self._jobs(name, [to], data, options))
+        return await self._submit(name, to, data, options)
 
     async def schedule_email(
         self, name: str, to: str | int, data: Mapping[str, Value], at: datetime, **options: Unpack[Options]
     ) -> Submitted:
         """The same, sent not before `at`, a datetime with its time zone; one that has passed is now."""
-        return await self._submit(*self._jobs(name, [to], data, options, at))
+        return await self._submit(name, to, data, options, at)
 
     async def queue_bulk_emails(
         self,
@@ -87,34 +90,35 @@ class EmailQueue:
         """Enqueue an email to each of `recipients`, `chunk` of them in a round trip; answers in their order.
 
         Who is named twice gets one. With a `key`, a call that was cut short can be repeated: each recipient has a key
-        of their own.
+        of their own. Other work goes on between chunks, also while recipients are checked.
         """
         if chunk < 1:
             raise UsageError(f"email {name}: chunk {chunk} (give 1 or more)")
-        queue, jobs = self._jobs(name, recipients, data, options, many=True)
-        return [answer async for answer in queue.submit_many(jobs, chunk)]
+        kind, spec, given = self._checked(name, data, options)
+        self._job(kind, spec, "", given, None, options).job()  # what is wrong for all is told before anybody is checked
+        whom: dict[str | int, None] = {}
+        for some in chunks(recipients, min(chunk, CHUNK)):
+            whom.update(dict.fromkeys([checked_recipient(kind, to) for to in some]))
+            await asyncio.sleep(0)
+        jobs = (self._job(kind, spec, to, given, None, options, many=True) for to in whom)
+        return [answer async for answer in self.queues[spec.queue].submit_many(jobs, chunk)]
 
-    async def _submit(self, queue: Queue, jobs: list[NewJob]) -> Submitted:
-        job = jobs[0].job()
-        return told(job, await queue.enqueue(job) is not None)
+    async def _submit(
+        self, name: str, to: str | int, data: Mapping[str, Value], options: Options, at: datetime | None = None
+    ) -> Submitted:
+        kind, spec, given = self._checked(name, data, options)
+        job = self._job(kind, spec, checked_recipient(kind, to), given, at, options).job()
+        return told(job, await self.queues[spec.queue].enqueue(job) is not None)
 
-    def _jobs(
-        self,
-        name: str,
-        recipients: Iterable[str | int],
-        data: Mapping[str, Value],
-        options: Options,
-        at: datetime | None = None,
-        many: bool = False,
-    ) -> tuple[Queue, list[NewJob]]:
-        """The jobs of a call, and the queue that they are for; everything about them is checked."""
+    def _checked(
+        self, name: str, data: Mapping[str, Value], options: Options
+    ) -> tuple[EmailType, JobType, dict[str, Value]]:
+        """What a call is about, whoever its recipients are."""
         if unknown := options.keys() - Options.__annotations__.keys():
             hint = did_you_mean(min(unknown), Options.__annotations__)
             raise UsageError(f"email {name}: there is no option {min(unknown)} ({hint})")
         kind = email_type(name)
-        spec, given = self._spec(kind), checked_data(kind, data)
-        whom = dict.fromkeys([checked_recipient(kind, to) for to in recipients])
-        return self.queues[spec.queue], [self._job(kind, spec, to, given, at, options, many) for to in whom]
+        return kind, self._spec(kind), checked_data(kind, data)
 
     def _spec(self, kind: EmailType) -> JobType:
         types = self.topology.job_types
@@ -133,23 +137,25 @@ class EmailQueue:
         data: Mapping[str, Value],
         at: datetime | None,
         options: Options,
-        many: bool,
+        many: bool = False,
     ) -> NewJob:
-        key = options.get("key")
-        chosen = f"{key}:{to}" if key and many else key or secrets.token_hex(16).translate(_LETTERS)
-        meta: dict[str, object] = {"keep_key_s": KEEP_KEYS_S} if key else {}
+        key, whose, made_up = options.get("key"), kind.name, secrets.token_hex(16).translate(_LETTERS)
+        chosen = f"{key}:{to}" if key and many else key or made_up
+        # A key that was chosen is free again one day: what is made up tells the emails apart then.
+        meta: dict[str, object] = {"keep_key_s": KEEP_KEYS_S, "nonce": made_up} if key else {}
         if tenant := options.get("tenant"):
             meta["tenant"] = tenant
+            whose += f"@{quote(str(tenant), safe='')}" if key else ""
         if (retry := options.get("retry")) is not None:
             if not isinstance(retry, Retry):
                 raise UsageError(
                     f"email {kind.name}: retry is a {type(retry).__name__} (give saqkit.spec.backoff.Retry)"
                 )
             meta["retry_policy"] = retry.to_dict()
-        new = NewJob(
+        return NewJob(
             kind.name,
             {"to": to, **data},
-            key=f"{kind.name}:{chosen}",
+            key=f"{whose}:{chosen}",
             priority=options.get("priority", int(spec.priority)),
             delay_s=options.get("delay_s", 0.0),
             at=at,
@@ -159,5 +165,3 @@ class EmailQueue:
                 "meta": meta,
             },
         )
-        new.job()  # what is wrong with its priority or time is told before anything is enqueued
-        return new

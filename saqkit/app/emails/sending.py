@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from saq.job import Job
 
 from saqkit.app.attempt import Attempt, Stopwatch
-from saqkit.app.emails.catalogue import EMAIL_TYPES, EmailType
+from saqkit.app.emails.catalogue import EMAIL_TYPES, ID_BITS, OPTIONAL, EmailType, checked_data
 from saqkit.app.emails.links import Links
 from saqkit.app.emails.secrecy import mark_secrets
 from saqkit.app.mail import Email, Provider
@@ -27,8 +27,10 @@ from saqkit.app.mail.message import address_of
 from saqkit.app.serving import deliver
 from saqkit.app.store import GONE, Recipient, Store
 from saqkit.app.work import burn
-from saqkit.errors import PermanentFailure
+from saqkit.errors import PermanentFailure, UsageError
+from saqkit.log_lines import bound
 from saqkit.queue.letter import tenant_of
+from saqkit.queue.payload import secrets_of
 from saqkit.queue.queue import Queue
 from saqkit.spec.topology import Topology
 
@@ -43,7 +45,10 @@ Handler = Callable[..., Awaitable[Any]]
 
 
 class Sender:
-    """Sends the emails of one worker process. `FRONTEND_URL` in `environ` is checked if the topology has any."""
+    """Sends the emails of one worker process.
+
+    If the topology has any, `FRONTEND_URL` and `SAQKIT_PAYLOAD_KEYS` of `environ` are heeded, and checked.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class Sender:
             from saqkit.app.emails.rendering import Renderer  # most workers send no such emails: they need no Jinja
 
             self._renderer: Renderer = Renderer(Links.from_environment(environ))
-            mark_secrets(topology, queues)
+            mark_secrets(topology, queues, environ)
 
     async def handle(self, job_type: str, job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
         """Send the email of a job whose arguments are `given`, and keep the attempt's books."""
@@ -72,7 +77,9 @@ class Sender:
         attempt.begin(1, time.time() + queue.clock_offset_s)
         attempt.facts["host"] = HOST
         try:
-            return await Stopwatch(attempt, self._send(job_type, job, given, attempt))
+            with bound(job=job.key, attempt=job.attempts, queue=self._topology.job_types[job_type].queue,
+                       tenant=tenant_of(job.meta)):  # fmt: skip
+                return await Stopwatch(attempt, self._send(job_type, job, given, attempt))
         except PermanentFailure:
             job.retries = job.attempts  # no other attempt would end otherwise: it is recorded now
             raise
@@ -89,6 +96,10 @@ class Sender:
         to = await self._recipient(kind, variables.pop("to", None), tenant_of(job.meta), attempt)
         known = variables.setdefault("first_name", to.name.partition(" ")[0])
         rendered = self._renderer.render(kind, variables)
+        try:
+            checked_data(kind, {name: variables[name] for name in (*kind.fields, *OPTIONAL)})
+        except UsageError as error:  # of a job that somebody enqueued who did not ask first
+            raise PermanentFailure(str(error)) from error
         provider, number = self._providers[name], _number(job_type, job.key)
         email = Email(
             event=number,
@@ -99,20 +110,21 @@ class Sender:
             subject=rendered.subject,
             text=rendered.text,
             html=rendered.html,
-            message_id=message_id_of(job_type, job.key, sender=provider.sender),
+            message_id=message_id_of(job_type, job.key, _nonce(job), sender=provider.sender),
             sender=provider.sender,
         )
-        failure = await deliver(email, provider, self._gates.get(name), attempt)
-        if failure is not None:
-            raise failure
-        attempt.served(done=1)
-        logger.info("job %s: email %s sent", job.key, kind.name)
+        with bound(user=email.user or None, message_id=email.message_id):
+            failure = await deliver(email, provider, self._gates.get(name), attempt, secrets=secrets_of(job))
+            if failure is not None:
+                raise failure
+            attempt.served(done=1)
+            logger.info("job %s: email %s sent", job.key, kind.name)
         return {"sent": email.message_id}
 
     async def _recipient(self, kind: EmailType, to: object, tenant: str, attempt: Attempt) -> Recipient:
         if isinstance(to, str):
             return Recipient(0, to, "")
-        if not isinstance(to, int) or isinstance(to, bool):
+        if not isinstance(to, int) or isinstance(to, bool) or to.bit_length() > ID_BITS:
             raise PermanentFailure(f"email {kind.name}: the job has no recipient (to: an address, or the id of a user)")
         with attempt.database():
             found = await self._store.recipient(to, tenant)
@@ -121,9 +133,12 @@ class Sender:
         return found
 
 
-def message_id_of(job_type: str, key: str, *, sender: str) -> str:
-    """The Message-ID of the email of a job, the same in every attempt; its domain is the sender's."""
-    return f"<{_digest(job_type, key).hex()[:32]}@{address_of(sender).rpartition('@')[2] or 'localhost'}>"
+def message_id_of(job_type: str, key: str, nonce: str = "", *, sender: str) -> str:
+    """The Message-ID of the email of a job, the same in every attempt; its domain is the sender's.
+
+    `nonce`: that of the job's meta, which one whose key somebody chose has.
+    """
+    return f"<{_digest(job_type, key, nonce).hex()[:32]}@{address_of(sender).rpartition('@')[2] or 'localhost'}>"
 
 
 def or_email(job_type: str, otherwise: Handler) -> Handler:
@@ -140,8 +155,12 @@ def or_email(job_type: str, otherwise: Handler) -> Handler:
     return handle
 
 
-def _digest(job_type: str, key: str) -> bytes:
-    return hashlib.sha256(f"{job_type}\n{key}".encode()).digest()
+def _nonce(job: Job) -> str:
+    return str(job.meta.get("nonce") or "") if isinstance(job.meta, dict) else ""
+
+
+def _digest(job_type: str, key: str, *more: str) -> bytes:
+    return hashlib.sha256("\n".join(filter(None, (job_type, key, *more))).encode()).digest()
 
 
 def _number(job_type: str, key: str) -> int:

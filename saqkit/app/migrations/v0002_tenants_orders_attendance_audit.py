@@ -1,4 +1,4 @@
-"""Tenants and institutions, orders, attendance, audit; tenants that have people or events are known."""
+"""Tenants and institutions, orders, attendance, audit; tenants that have people are known."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def upgrade(op: Operations) -> None:
     )
     known = sa.text(
         "INSERT INTO tenants (name, title, created_at)"
-        " SELECT tenant, '', CAST(:now AS DOUBLE PRECISION)"
-        " FROM (SELECT tenant FROM users UNION SELECT tenant FROM events) AS found WHERE tenant <> ''"
+        " SELECT DISTINCT tenant, '', CAST(:now AS DOUBLE PRECISION) FROM users WHERE tenant <> ''"
     )
     op.get_bind().execute(known, {"now": time.time()})
     op.create_table(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select, text, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from saqkit.app.audience import Audience
@@ -16,6 +17,8 @@ from saqkit.app.shop.money import Money
 from saqkit.app.store import EventRow
 from saqkit.app.tables import events, orders, outbox, users
 from saqkit.errors import UsageError
+
+logger = logging.getLogger("saqkit")
 
 ARRIVING = Money(1000, "EUR")
 """In a measured run nobody checks out: each arriving user is an order of this much."""
@@ -74,7 +77,7 @@ class NewOrder:
 
 class Begun(NamedTuple):
     """The orders of a payment job: `fresh` ones, `unsure` ones whose charge may have been made before, users whose
-    orders are `paid` or `declined`, and users who have `unknown` ones: no order."""
+    orders are `paid` or `declined`, and users who have `unknown` ones: no order, as the ledger says from now on."""
 
     fresh: list[Order]
     unsure: list[Order]
@@ -129,37 +132,53 @@ class Orders:
         identity = connection.execute(insert(orders).values(made).returning(orders.c.id)).scalar_one()
         return _one(connection, select(orders).where(orders.c.id == identity)), True
 
-    async def begin(self, event: EventRow, whose: Sequence[int], job_type: str, at: float) -> Begun:
-        """Record that the orders of an event's users are about to be charged: this is committed before anybody is."""
-        return await self._database.write(lambda connection: self._begin(connection, event, whose, job_type, at))
+    async def begin(self, event: EventRow, whose: Sequence[int], job_type: str, channel: str, at: float) -> Begun:
+        """Record that the orders of an event's users are about to be charged: this is committed before anybody is.
 
-    def _begin(self, connection: Connection, event: EventRow, whose: Sequence[int], job_type: str, at: float) -> Begun:
+        Users without a charge to come have failed by the ledger, also where a replay has made their rows pending again.
+        """
+        return await self._database.write(lambda c: self._begin(c, event, whose, job_type, channel, at))
+
+    def _begin(
+        self, connection: Connection, event: EventRow, whose: Sequence[int], job_type: str, channel: str, at: float
+    ) -> Begun:
         if event.audience.first_n is not None and whose:
             made = [{"tenant": event.tenant, "key": None, "event_id": event.id, "user_id": user, "job_type": job_type,
                      "created_at": event.created_at, **_unpaid(ARRIVING)} for user in sorted(whose)]  # fmt: skip
             connection.execute(self._insert(orders).on_conflict_do_nothing(), made)
         ours = select(orders).where(orders.c.event_id == event.id, orders.c.user_id.in_(list(whose)))
-        found = [_order(row) for row in connection.execute(ours.order_by(orders.c.user_id)).mappings()]
+        # Locked on PostgreSQL: an answer that is being recorded just now is waited for, and then read.
+        found = [_order(row) for row in connection.execute(ours.order_by(orders.c.id).with_for_update()).mappings()]
         by_state: dict[str, list[Order]] = {}
         for order in found:
             by_state.setdefault(order.state, []).append(order)
         if begins := [order.id for state in ("new", "charging") for order in by_state.get(state, ())]:
-            connection.execute(update(orders).where(orders.c.id.in_(begins)).values(state="charging", asked_at=at))
+            open_ = update(orders).where(orders.c.id.in_(begins), orders.c.state.in_(_OPEN))
+            connection.execute(open_.values(state="charging", asked_at=at))
+        lost = [(o.user_id, o.charge_id, o.error, o.settled_at) for o in by_state.get("declined", ())]
         known = {order.user_id for order in found}
+        none = [(user, "", f"user {user} has no order of event {event.id}", at) for user in whose if user not in known]
+        failed = set[int]()
+        for user, charge, error, when in sorted([*lost, *none]):
+            row = {"event": event.id, "user": user, "channel": channel, "status": "failed", "charge": charge,
+                   "error": error, "at": when, "unless": "failed"}  # fmt: skip
+            if connection.execute(_LEDGER, row).rowcount:
+                failed.add(user)
         return Begun(
             by_state.get("new", []),
             by_state.get("charging", []),
             [order.user_id for order in by_state.get("paid", ())],
             [order.user_id for order in by_state.get("declined", ())],
-            [user for user in whose if user not in known],
+            [user for user, *_ in none if user in failed],
         )
 
     async def settle(self, settlements: Sequence[Settlement], channel: str) -> int:
         """Record answers, with their rows in the ledger; what is settled stays as it is. How many were new."""
+        # In the order of ids, so that two processes cannot wait for each other on PostgreSQL.
+        ordered = sorted(settlements, key=lambda one: one.order.id)
 
         def write(connection: Connection) -> int:
-            changed = [_settle(connection, one, channel) for one in settlements]
-            return sum(changed)
+            return sum([_settle(connection, one, channel) for one in ordered])
 
         return await self._database.write(write)
 
@@ -184,6 +203,10 @@ class Orders:
         known = select(orders).where(orders.c.id == identity)
         return await self._find(known if tenant is None else known.where(orders.c.tenant == tenant))
 
+    async def among(self, identities: Sequence[int]) -> list[Order]:
+        """The orders of these ids, as they are now."""
+        return await self._list(select(orders).where(orders.c.id.in_(identities)).order_by(orders.c.id))
+
     async def of_charge(self, charge_key: str) -> Order | None:
         """The order whose payment the provider knows by this key."""
         return await self._find(select(orders).where(orders.c.charge_key == charge_key))
@@ -193,15 +216,19 @@ class Orders:
         late = select(orders).where(orders.c.state == "charging", orders.c.asked_at < before)
         return await self._list(late.order_by(orders.c.asked_at).limit(limit))
 
-    async def asked(self, of: Sequence[Order], at: float) -> None:
-        """The provider has just been asked for the charges of these orders: the others are first, next time."""
-        which = update(orders).where(orders.c.id.in_([order.id for order in of]), orders.c.state == "charging")
+    async def asked(self, order: Order, at: float) -> None:
+        """The provider is about to be asked for the charge of this order: the others are first, next time."""
+        which = update(orders).where(orders.c.id == order.id, orders.c.state == "charging")
         await self._database.write(lambda connection: connection.execute(which.values(asked_at=at)))
 
-    async def confirmed(self, since: float, limit: int) -> list[Order]:
-        """Orders that are paid, as a confirmation since then has said, the latest first."""
+    async def confirmed(self, since: float, limit: int, before: Order | None = None) -> list[Order]:
+        """Orders that are paid, as a confirmation since then has said, the latest first: the first `limit` of them, or
+        those that come after the order `before`."""
         late = select(orders).where(orders.c.settled_by == "confirmation", orders.c.settled_at >= since)
-        return await self._list(late.where(orders.c.state == "paid").order_by(orders.c.settled_at.desc()).limit(limit))
+        if before is not None:
+            late = late.where(tuple_(orders.c.settled_at, orders.c.id) < (before.settled_at, before.id))
+        latest = late.where(orders.c.state == "paid").order_by(orders.c.settled_at.desc(), orders.c.id.desc())
+        return await self._list(latest.limit(limit))
 
     async def counts(self, tenant: str | None = None) -> dict[str, int]:
         """How many orders are in each state, of one tenant or of all."""
@@ -225,19 +252,25 @@ _LEDGER = text(
     " VALUES (:event, :user, :channel, :status, :charge, :error, :at)"
     " ON CONFLICT (event_id, user_id, channel) DO UPDATE SET status = excluded.status,"
     " message_id = excluded.message_id, error = excluded.error, sent_at = excluded.sent_at"
-    " WHERE notifications.status <> 'sent'"
+    " WHERE notifications.status NOT IN ('sent', :unless)"
 )
+_OPEN = ("new", "charging")
 
 
 def _settle(connection: Connection, one: Settlement, channel: str) -> bool:
-    open_ = update(orders).where(orders.c.id == one.order.id, orders.c.state.in_(("new", "charging")))
+    open_ = update(orders).where(orders.c.id == one.order.id, orders.c.state.in_(_OPEN))
     values = {"state": one.state, "charge_id": one.charge_id, "error": one.error, "settled_at": one.at,
               "settled_by": one.by}  # fmt: skip
     if not connection.execute(open_.values(values)).rowcount:
+        ended = _one(connection, select(orders).where(orders.c.id == one.order.id))
+        if (ended.state, ended.charge_id) != (one.state, one.charge_id):
+            logger.error('order %d is %s by charge "%s", and now said to be %s by charge "%s": it stays as it is, and'
+                         " somebody has to look", ended.id, ended.state, ended.charge_id, one.state,
+                         one.charge_id)  # fmt: skip
         return False
     status = "sent" if one.state == "paid" else "failed"
     row = {"event": one.order.event_id, "user": one.order.user_id, "channel": channel, "status": status,
-           "charge": one.charge_id, "error": one.error, "at": one.at}  # fmt: skip
+           "charge": one.charge_id, "error": one.error, "at": one.at, "unless": "sent"}  # fmt: skip
     connection.execute(_LEDGER, row)
     return True
 

@@ -25,15 +25,16 @@ LOST_SHARE = 0.5
 class PaymentProvider(Protocol):
     """Charges orders, each by its `charge_key`: whatever is asked for a second time by one key is one charge.
 
-    Both raise `TemporaryFailure` where there is no answer; then the charge may have been made or not.
+    Both raise `TemporaryFailure` where there is no answer; then the charge may have been made or not. Of whatever else
+    they raise nothing is known either: only a charge that is not `paid` declines an order.
     """
 
     async def charge(self, order: Order, attempt: int) -> Charge:
         """Charge an order, in the `attempt`-th attempt of its job; paid or declined."""
         ...
 
-    async def find(self, order: Order, attempt: int) -> Charge | None:
-        """The charge of an order, None if none was made."""
+    async def find(self, order: Order, number: int) -> Charge | None:
+        """The charge of an order, None if none was made; `number` tells one asking from another."""
         ...
 
     async def close(self) -> None:
@@ -56,7 +57,7 @@ class SimulatedPayments:
     async def charge(self, order: Order, attempt: int) -> Charge:
         """See `PaymentProvider`."""
         drawn, key = self._drawn, (order.event_id, order.user_id)
-        began, latency_s = time.time(), self._latency_s(order, attempt)
+        began, latency_s = time.time(), self._latency_s(Stream.LATENCY, order, attempt)
         trouble, share = uniform(drawn.seed, Stream.TEMPORARY, *key, attempt), drawn.spec.temporary_share
         if share * LOST_SHARE <= trouble < share:
             await self._answer(began, latency_s)
@@ -70,20 +71,20 @@ class SimulatedPayments:
             raise TemporaryFailure(f"{self.name}: the connection broke before the answer (simulated)")
         return entry.charge
 
-    async def find(self, order: Order, attempt: int) -> Charge | None:
-        """See `PaymentProvider`; asking takes as long as charging."""
-        await self._answer(time.time(), self._latency_s(order, attempt))
+    async def find(self, order: Order, number: int) -> Charge | None:
+        """See `PaymentProvider`; asking takes as long as charging would, drawn apart: a slow charge is found soon."""
+        await self._answer(time.time(), self._latency_s(Stream.FINDING, order, number))
         return await self.charges.find(order.charge_key, time.time())
 
     async def close(self) -> None:
         """Close the books."""
         await self.charges.close()
 
-    def _latency_s(self, order: Order, attempt: int) -> float:
+    def _latency_s(self, stream: Stream, order: Order, number: int) -> float:
         drawn, now = self._drawn, time.time()
         if any(start <= now < end for start, end in drawn.outages):
             raise TemporaryFailure(f"{self.name}: the provider is out of service")
-        draw = uniform(drawn.seed, Stream.LATENCY, order.event_id, order.user_id, attempt)
+        draw = uniform(drawn.seed, stream, order.event_id, order.user_id, number)
         return drawn.spec.latency.quantile(draw)
 
     async def _answer(self, began: float, latency_s: float) -> None:
@@ -94,17 +95,20 @@ class SimulatedPayments:
             raise TemporaryFailure(f"{self.name}: no answer within {timeout_s:g} s")
 
 
-def charges_path(database: Database) -> Path:
+def charges_path(database: Database, environ: Mapping[str, str] = os.environ) -> Path:
     """Where the simulated provider has its books: `SAQKIT_CHARGES`, beside the SQLite file, or in the state folder."""
-    if given := os.environ.get("SAQKIT_CHARGES"):
+    if given := environ.get("SAQKIT_CHARGES"):
         return Path(given)
     return Path(f"{database.where}.charges") if database.dialect == "sqlite" else state_folder() / "charges.db"
 
 
 def build_payments(
-    topology: Topology, database: Database, providers: Mapping[str, Provider]
+    topology: Topology,
+    database: Database,
+    providers: Mapping[str, Provider],
+    environ: Mapping[str, str] = os.environ,
 ) -> dict[str, PaymentProvider]:
-    """A payment provider for each one that a job type with `work = "payment"` names."""
+    """A payment provider for each one that a job type with `work = "payment"` names; `environ`: see `charges_path`."""
     found: dict[str, PaymentProvider] = {}
     for job_type in topology.job_types.values():
         name = job_type.per_user.provider
@@ -113,5 +117,5 @@ def build_payments(
         drawn = providers[name]
         if not isinstance(drawn, Simulated):
             raise DescriptionError("takes no payments", key=f"providers.{name}", hint="only simulated ones do")
-        found[name] = SimulatedPayments(drawn, Charges(charges_path(database)))
+        found[name] = SimulatedPayments(drawn, Charges(charges_path(database, environ)))
     return found

@@ -73,7 +73,7 @@ local function millis(seconds)
 end
 
 local function on_tick(due, tick)
-  local turns = due / tick
+  local turns = math.min(due, 1e12) / tick -- who says 1e308 means never, and gets no infinity
   return math.ceil(turns - 1e-9 - 1e-15 * turns) * tick  -- what is on the grid but for rounding stays there
 end
 
