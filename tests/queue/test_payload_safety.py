@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-import markupsafe
+import jinja2
 import pytest
 import redis.asyncio as aioredis
 from hypothesis import given
@@ -343,7 +343,8 @@ def test_a_secret_is_hidden_as_it_stands_in_an_address_and_in_html() -> None:
     job.queue = type("Q", (), {"payload": payload()})()
     secrets = secrets_of(job)
     for secret in ("a/b+c=", "Zoë 'n' \"Bo\" <&>"):
-        forms = [quote(secret, safe=""), quote_plus(secret), html.escape(secret), str(markupsafe.escape(secret))]
+        templated = jinja2.Template("{{ text }}", autoescape=True).render(text=secret)
+        forms = [quote(secret, safe=""), quote_plus(secret), html.escape(secret), templated]
         for form in (secret, *forms):
             assert hide(f"451 [{form}] refused", secrets) == f"451 [{HIDDEN}] refused"
 
