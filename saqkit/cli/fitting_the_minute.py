@@ -10,7 +10,7 @@ from saqkit.spec.overriding import override
 from saqkit.spec.topology import Topology
 from saqkit.spec.workload import Recorded, Workload
 
-RUNS_S = 30.0
+RUNS_S = 22.0
 """What both real runs together may take on a nominal host, so that all fits a minute with the probe and start-up."""
 JOBS = 50
 """Users are cut into about so many jobs, so that the picture shows a curve and the slots have several turns each."""
