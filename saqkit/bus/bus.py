@@ -127,6 +127,7 @@ class Bus:
             )
             if subscription.name in self._handlers:
                 raise UsageError(f"subscriber {subscription.name}: there is one of that name (give a name of its own)")
+            # B004 wants callable(), which does not tell whether it is a coroutine function.
             if not any(map(inspect.iscoroutinefunction, (handler, getattr(handler, "__call__", None)))):  # noqa: B004
                 raise UsageError(f"subscriber {subscription.name}: is no coroutine function (write async def)")
             self._handlers[subscription.name] = subscription, handler

@@ -58,6 +58,7 @@ class Subscription(Filter):
 
 def words(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     """One or several words of a filter."""
+    # _several has looked at it.
     return None if given is None else tuple(given) if _several(given) else (given,)  # type: ignore[return-value]
 
 

@@ -145,6 +145,7 @@ async def recorded_attempts(queue: Queue) -> pd.DataFrame:
     length = int(await queue.redis.llen(name))  # type: ignore[misc]  # typed for both kinds of client
     for first in range(max(0, length - MOST_RECORDED), length, _PAGE):
         # typed for both clients
+        # Typed for both clients.
         found = await queue.redis.lrange(name, first, min(first + _PAGE, length) - 1)  # type: ignore[misc]
         rows += [read(record, queue.name, "") for record in found]
     return attempts_of(rows)

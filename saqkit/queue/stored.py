@@ -143,6 +143,7 @@ class StoredJobs(RedisQueue):
                 job.status = Status.ABORTING
         return job
 
+    # SAQ's signature; it is never changed.
     async def iter_jobs(self, statuses: list[Status] = list(Status), batch_size: int = 100) -> Any:  # noqa: B006
         """All jobs of the queue in some statuses, in no order."""
         cursor = 0

@@ -187,5 +187,6 @@ def _typed(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
             moments = pd.to_datetime(frame[name], utc=True, format="ISO8601")
             typed[name] = moments.astype(MOMENT)  # type: ignore[call-overload]  # the stubs do not know this dtype
         else:
+            # The stubs know no dtype by a variable.
             typed[name] = frame[name].astype(dtype)  # type: ignore[call-overload]
     return pd.DataFrame(typed)

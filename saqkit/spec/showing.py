@@ -226,7 +226,7 @@ def real_only(part: type[Part], at: str = "") -> Iterator[tuple[str, str]]:
 
 def _parts_in(annotation: Any, star: str) -> Iterator[tuple[type[Part], str]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, star  # type: ignore[misc]
+        yield annotation, star  # type: ignore[misc]  # a class by then, which mypy cannot follow
     for inner in get_args(annotation):
         yield from _parts_in(inner, "*." if getattr(annotation, "__origin__", None) in (dict, list, tuple) else star)
 

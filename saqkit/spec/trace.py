@@ -99,7 +99,7 @@ def _typed(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], dtypes: Mappin
     for name, dtype in dtypes.items():
         if name not in frame:
             frame[name] = "" if dtype == "str" else np.nan if dtype == "float64" else 0
-        frame[name] = frame[name].astype(dtype)  # type: ignore[call-overload]
+        frame[name] = frame[name].astype(dtype)  # type: ignore[call-overload]  # the stubs know no dtype by a variable
     return frame[list(dtypes)]
 
 

@@ -216,7 +216,7 @@ class Loop:
         self._host.end()
         self._running -= 1
         self._back_at = self._env.now
-        call: Call = event.value  # type: ignore[assignment]
+        call: Call = event.value  # type: ignore[assignment]  # what the Timeout was given
         self._inside = True
         call()
         self._inside = False
@@ -228,7 +228,7 @@ class Loop:
 
     def _computed(self, event: Event) -> None:
         self._host.end()
-        call: Call = event.value  # type: ignore[assignment]
+        call: Call = event.value  # type: ignore[assignment]  # what the Timeout was given
         call()
 
     def _ran(self, event: Event) -> None:
@@ -236,7 +236,7 @@ class Loop:
         self._running -= 1
         if self.alive:
             self._inside = True
-            burst: tuple[float, Call] = event.value  # type: ignore[assignment]
+            burst: tuple[float, Call] = event.value  # type: ignore[assignment]  # what the Timeout was given
             self.burst_s, call = burst
             call()
             self._turn()

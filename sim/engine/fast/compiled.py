@@ -55,19 +55,19 @@ def compiled() -> Any:
 
     # numba gives these functions their types: annotations of ours it could not read.
     @overload(kernel._ints)
-    def _ints(count):  # type: ignore[no-untyped-def]
+    def _ints(count):  # type: ignore[no-untyped-def]  # numba infers them
         return lambda count: np.zeros(count, np.int64)
 
     @overload(kernel._floats)
-    def _floats(count):  # type: ignore[no-untyped-def]
+    def _floats(count):  # type: ignore[no-untyped-def]  # numba infers them
         return lambda count: np.zeros(count, np.float64)
 
     # The generator's own arithmetic is Python's, without bounds; here words of 64 bits wrap around.
     @overload(uniform)
-    def _uniform(seed, stream, event, user, attempt):  # type: ignore[no-untyped-def]
+    def _uniform(seed, stream, event, user, attempt):  # type: ignore[no-untyped-def]  # numba infers them
         gamma, m1, m2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
-        def words(seed, stream, event, user, attempt):  # type: ignore[no-untyped-def]
+        def words(seed, stream, event, user, attempt):  # type: ignore[no-untyped-def]  # numba infers them
             state = np.uint64(seed)
             for part in (stream, event, user, attempt):
                 state = state + gamma + np.uint64(part) * m1
