@@ -218,6 +218,54 @@ async def test_a_producer_that_records_gives_exact_times_and_its_own_file(app: M
     assert (rows["taken_at"] - rows["queued_at"]).min() >= 0
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("how", ["finish", "retry"])
+async def test_a_worker_told_to_stop_while_it_says_an_end_tells_of_it_if_the_broker_heard(
+    app: ModuleType, kind: str, how: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = app.settings()
+    queue = settings["queue"]
+    await queue.connect()
+    try:
+        await queue.enqueue("work", key="two")
+        await queue.finish(await queue.dequeue(timeout=10), Status.COMPLETE)
+        await queue.enqueue("work", key="one", retries=2)
+        job = await queue.dequeue(timeout=10)
+        job.attempts, job.started = 1, 1
+        await job.update(status=Status.ACTIVE)
+        stuck, original = asyncio.Event(), getattr(queue, f"_{how}")
+
+        async def stop_here(*args: object, **kwargs: object) -> None:
+            if where == "after":
+                await original(*args, **kwargs)
+            stuck.set()
+            await asyncio.sleep(60)
+
+        if kind != "ours":  # ours is heard in either case: it goes on by itself
+            monkeypatch.setattr(queue, f"_{how}", stop_here)
+        saying = asyncio.create_task(
+            queue.finish(job, Status.COMPLETE) if how == "finish" else queue.retry(job, "ValueError: no")
+        )
+        if kind == "ours":
+            await asyncio.sleep(0)
+        else:
+            await asyncio.wait_for(stuck.wait(), 10)
+        saying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await saying
+        async with asyncio.timeout(10):
+            while kind == "ours" and (await queue.job("one")).status == Status.ACTIVE:
+                await asyncio.sleep(0.01)
+    finally:
+        await queue.disconnect()
+    await settings["shutdown"][-1]({})
+    rows = saqkit.read_recording(tmp_path / "recording").attempts
+    found = dict(zip(rows["job"], rows["outcome"], strict=True))
+    heard = kind == "ours" or where == "after"
+    said = {"one": "done" if how == "finish" else "retry"} if heard else {}
+    assert found == {"two": "done"} | said
+
+
 @pytest.mark.parametrize("url", ["stock"], indirect=True)
 async def test_from_a_recording_to_a_prediction(queue: Any, tmp_path: Path) -> None:
     keys = [f"k-{n}" for n in range(60)]

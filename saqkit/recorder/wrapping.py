@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -176,10 +176,12 @@ class Recorder:
 
         async def finish(job: Job, status: Status, **kwargs: Any) -> Any:
             known = self._known(queue.name, job, usual)
-            result = await original(job, status, **kwargs)
-            if known is not None:
-                self._ended(job, known, _OUTCOMES.get(status, "cancelled"), kwargs.get("error"), None)
-            return result
+
+            def tell() -> None:
+                if known is not None:
+                    self._ended(job, known, _OUTCOMES.get(status, "cancelled"), kwargs.get("error"), None)
+
+            return await _said(queue, job, original(job, status, **kwargs), tell)
 
         return finish
 
@@ -188,11 +190,13 @@ class Recorder:
 
         async def retry(job: Job, error: str | None) -> Any:
             known, delay_s = self._known(queue.name, job, usual), _delay_s(queue, job)
-            result = await original(job, error)
-            if known is not None:
-                outcome = "released" if error == "cancelled" else "retry" if job.status == Status.QUEUED else "dead"
-                self._ended(job, known, outcome, error, None if outcome == "released" else delay_s)
-            return result
+
+            def tell() -> None:
+                if known is not None:
+                    outcome = "released" if error == "cancelled" else "retry" if job.status == Status.QUEUED else "dead"
+                    self._ended(job, known, outcome, error, None if outcome == "released" else delay_s)
+
+            return await _said(queue, job, original(job, error), tell)
 
         return retry
 
@@ -298,6 +302,30 @@ class Recorder:
 
 
 _OUTCOMES = {Status.COMPLETE: "done", Status.FAILED: "dead", Status.ABORTED: "cancelled"}
+
+
+async def _said(queue: Any, job: Job, saying: Awaitable[Any], tell: Callable[[], None]) -> Any:
+    """Say the end of an attempt, and `tell` of it once the broker knows.
+
+    A worker may be told to stop while it waits for the reply. Our queue then goes on saying it by itself; of SAQ's,
+    what is stored shows whether it was heard.
+    """
+    try:
+        result = await saying
+    except asyncio.CancelledError:
+        if hasattr(queue, "policies") or await _is_stored(queue, job):
+            tell()
+        raise
+    tell()
+    return result
+
+
+async def _is_stored(queue: Any, job: Job) -> bool:
+    try:
+        stored = await queue.job(job.key)
+    except Exception:
+        return False
+    return stored is None or stored.status == job.status
 
 
 def _usual_priority(queue: Any) -> int:

@@ -62,7 +62,9 @@ async def test_they_do_not_depend_on_the_slots(redis_url: str, slots: int) -> No
         await running
         for queue in queues.values():
             await queue.disconnect()
-        assert len(client.client_list()) == before, "the last queue closes what all shared"
+        async with asyncio.timeout(10):  # the server hears a moment later; the last queue closes what all shared
+            while len(client.client_list()) > before:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_queue_that_disconnects_leaves_the_others_their_connections(redis_url: str) -> None:
