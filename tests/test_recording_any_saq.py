@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -264,6 +265,111 @@ async def test_a_worker_told_to_stop_while_it_says_an_end_tells_of_it_if_the_bro
     heard = kind == "ours" or where == "after"
     said = {"one": "done" if how == "finish" else "retry"} if heard else {}
     assert found == {"two": "done"} | said
+
+
+@pytest.mark.parametrize("url", ["ours"], indirect=True)
+async def test_an_end_that_the_broker_refused_or_never_heard_is_not_told(app: ModuleType, tmp_path: Path) -> None:
+    settings = app.settings()
+    queue = settings["queue"]
+    await queue.connect()
+    other = app.make_queue()
+    await other.connect()
+    for key in ("refused", "unheard", "heard"):
+        await queue.enqueue("work", key=key)
+        job = await queue.dequeue(timeout=10)
+        if key == "refused":
+            await other.abort(await other.job(key), "an operator")
+        claim, saying = queue.claim_of(job), asyncio.create_task(queue.finish(job, Status.COMPLETE))
+        await asyncio.sleep(0)
+        if key == "unheard":
+            claim.said.cancel()
+        saying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await saying
+        await asyncio.wait([claim.said])
+    await other.disconnect()
+    await queue.disconnect()
+    await settings["shutdown"][-1]({})
+    rows = saqkit.read_recording(tmp_path / "recording").attempts
+    assert list(rows[rows["outcome"] == "done"]["job"]) == ["heard"]
+
+
+@pytest.mark.parametrize("url", ["stock"], indirect=True)
+async def test_a_retry_that_another_worker_has_taken_already_was_heard(app: ModuleType, tmp_path: Path) -> None:
+    settings = app.settings()
+    queue, other = settings["queue"], app.make_queue()
+    await queue.connect()
+    await other.connect()
+    await queue.enqueue("work", key="one", retries=2)
+    job = await queue.dequeue(timeout=10)
+    job.attempts, job.started = 1, 1
+    await job.update(status=Status.ACTIVE)
+    original, stuck = queue._retry, asyncio.Event()
+
+    async def taken_meanwhile(*args: object, **kwargs: object) -> None:
+        await original(*args, **kwargs)
+        theirs = await other.dequeue(timeout=10)
+        theirs.attempts, theirs.started = 2, 1
+        await theirs.update(status=Status.ACTIVE)
+        stuck.set()
+        await asyncio.sleep(60)
+
+    queue._retry = taken_meanwhile
+    saying = asyncio.create_task(queue.retry(job, "ValueError: no"))
+    await asyncio.wait_for(stuck.wait(), 10)
+    saying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saying
+    await other.disconnect()
+    await queue.disconnect()
+    await settings["shutdown"][-1]({})
+    rows = saqkit.read_recording(tmp_path / "recording").attempts
+    assert list(zip(rows["job"], rows["outcome"], strict=True)) == [("one", "retry")]
+
+
+@pytest.mark.parametrize("url", ["stock"], indirect=True)
+async def test_a_broker_that_does_not_answer_does_not_hold_up_a_worker_that_stops(
+    app: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saqkit.recorder.wrapping.ASKING_S", 0.1)
+    queue = app.settings()["queue"]
+    await queue.connect()
+    await queue.enqueue("work", key="one")
+    job = await queue.dequeue(timeout=10)
+    job.attempts, job.started = 1, 1
+
+    async def hang(*args: object, **kwargs: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(queue, "_finish", hang)
+    monkeypatch.setattr(queue, "job", hang)
+    saying = asyncio.create_task(queue.finish(job, Status.COMPLETE))
+    await asyncio.sleep(0)
+    saying.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await saying
+    await queue.disconnect()
+
+
+@pytest.mark.parametrize("url", ["ours"], indirect=True)
+async def test_a_job_with_a_policy_of_its_own_is_ready_when_that_says(app: ModuleType, tmp_path: Path) -> None:
+    settings = app.settings()
+    queue = settings["queue"]
+    await queue.connect()
+    own = {"max_attempts": 4, "backoff": "list", "delays_s": [3.0, 5.0, 8.0]}
+    await queue.enqueue("work", key="one", meta={"retry_policy": own})
+    job = await queue.dequeue(timeout=10)
+    job.attempts, job.started = 1, int(time.time() * 1000)
+    await queue.retry(job, "ValueError: no")
+    await queue.disconnect()
+    await settings["shutdown"][-1]({})
+    rows = [row for path in (tmp_path / "recording").glob("*.jsonl") for line in path.read_text().splitlines()
+            if (read := json.loads(line))[0] == "r" for row in read[3]]  # fmt: skip
+    (ended,) = [row for row in rows if row[0] == "a"]
+    assert ended[-1] == pytest.approx(3.0, abs=0.5)
+    (said,) = [row for row in rows if row[0] == "t"]
+    assert "retries" not in said[2], "four attempts are this job's, not its type's"
 
 
 @pytest.mark.parametrize("url", ["stock"], indirect=True)

@@ -33,6 +33,8 @@ logger = logging.getLogger("saqkit")
 S = TypeVar("S", bound=Mapping[str, Any] | Callable[[], Mapping[str, Any]])
 CLOCK_US = 60_000_000
 """How often the offset to the broker's clock is measured again."""
+ASKING_S = 1.0
+"""A worker that stops waits at most this long to learn whether the broker heard of an end."""
 OURS = "saqkit_execution"
 _PARENT: ContextVar[tuple[str, int] | None] = ContextVar("saqkit_parent", default=None)
 
@@ -235,6 +237,9 @@ class Recorder:
         if job.function not in self._types:
             self._types.add(job.function)
             facts = {name: getattr(job, name) for name in ("retries", "retry_delay", "retry_backoff", "timeout")}
+            queue = job.get_queue()
+            if _ours(queue) and queue.policy_of(job) != queue.policies.get(job.function):
+                del facts["retries"]  # the job's own, not its type's
             self.journal.add(("t", job.function, facts), at)
         what = error.strip().rsplit("\n", 1)[-1].split(":", 1)[0][:200] if error else ""
         ended = (execution.taken_at, execution.started_at, execution.ended_at, at, outcome, int(execution.cpu_s * 1e6),
@@ -310,27 +315,40 @@ async def _said(queue: Any, job: Job, saying: Awaitable[Any], tell: Callable[[],
     A worker may be told to stop while it waits for the reply. Our queue then goes on saying it by itself; of SAQ's,
     what is stored shows whether it was heard.
     """
+    claim = job.__dict__.get("claim")
     try:
         result = await saying
     except asyncio.CancelledError:
-        if hasattr(queue, "policies") or await _is_stored(queue, job):
+        if claim is not None and claim.said is not None:
+            claim.said.add_done_callback(lambda said: tell() if _was_heard(said) else None)
+        elif await _is_stored(queue, job):
             tell()
         raise
     tell()
     return result
 
 
+def _was_heard(said: asyncio.Future[int]) -> bool:
+    return not said.cancelled() and said.exception() is None and bool(said.result())
+
+
 async def _is_stored(queue: Any, job: Job) -> bool:
     try:
-        stored = await queue.job(job.key)
+        async with asyncio.timeout(ASKING_S):
+            stored = await queue.job(job.key)
     except Exception:
         return False
-    return stored is None or stored.status == job.status
+    # After a retry without a delay another worker may have it already.
+    return stored is None or stored.status == job.status or stored.attempts > job.attempts
 
 
 def _usual_priority(queue: Any) -> int:
     """What no priority means: on our queue it is normal."""
-    return 3 if hasattr(queue, "policies") else 0
+    return 3 if _ours(queue) else 0
+
+
+def _ours(queue: Any) -> bool:
+    return hasattr(queue, "policy_of")
 
 
 def _timed(function: Any) -> Any:
@@ -369,8 +387,7 @@ def _begin(ctx: Any) -> Execution:
 
 def _delay_s(queue: Any, job: Job) -> float | None:
     """The delay before the next attempt, None where SAQ draws it at random."""
-    policies = getattr(queue, "policies", {})
-    if job.function in policies:
+    if _ours(queue) and queue.policy_of(job) is not None:
         return float(queue.delay_s(job))
     return None if job.retry_backoff is not False else job.retry_delay
 
