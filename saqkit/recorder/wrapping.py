@@ -237,7 +237,7 @@ class Recorder:
         if job.function not in self._types:
             self._types.add(job.function)
             facts = {name: getattr(job, name) for name in ("retries", "retry_delay", "retry_backoff", "timeout")}
-            queue = job.get_queue()
+            queue: Any = job.get_queue()
             if _ours(queue) and queue.policy_of(job) != queue.policies.get(job.function):
                 del facts["retries"]  # the job's own, not its type's
             self.journal.add(("t", job.function, facts), at)
