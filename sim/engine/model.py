@@ -32,7 +32,7 @@ from sim.engine.parts import Broker, Call, Database, Host
 from sim.engine.providers import build_turns
 from sim.engine.worker import Worker
 
-ENQUEUE_CHUNK = 1000  # jobs that the producer enqueues in one round trip
+ENQUEUE_CHUNK = 500  # jobs that the producer enqueues in one round trip
 
 
 class Model:

@@ -23,7 +23,7 @@ FLUSH_EVERY_S, COLD_AFTER_S = 0.1, 0.001
 GATHERING, OPENING, WRITING = 3, 4, 3
 SHORTEST_S, BLOCKING_S, EARLY_S = 0.001, 0.01, 0.11
 NEVER = float("inf")
-CHUNK = 1000  # the model's ENQUEUE_CHUNK
+CHUNK = 500  # the model's ENQUEUE_CHUNK
 
 # What a worker's loop can be asked to do; as an event: the burst before it is over.
 GO_ON, TALK, REPLIED, BLOCK, ANSWERED, PAUSE_IS_OVER, BEGIN, WORK, WORKED = 0, 1, 2, 3, 4, 5, 6, 7, 8
