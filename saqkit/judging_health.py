@@ -21,13 +21,16 @@ class Thresholds:
     """From which number on a queue is worth a warning, and from which on it is unhealthy; `NEVER`: not for this reason.
 
     `dead`: dead letters there are now. `waiting`: jobs that could be taken. `oldest_s`: how long, in seconds, the one
-    that waits longest could have been taken. The first two are what the makers of the systems alert on. Raises
-    `UsageError` for a pair that is not 0 < warning <= unhealthy.
+    that waits longest could have been taken. `active_s`: for how long, in seconds, a job has been active since it was
+    taken; such jobs are stuck, or their workers are stalled. The first two are what the makers of the systems alert on;
+    600 s is twice what a job may take unless its type says otherwise (`timeout_s`): where types may take longer, give
+    more. Raises `UsageError` for a pair that is not 0 < warning <= unhealthy.
     """
 
     dead: tuple[float, float] = (10, 100)
     waiting: tuple[float, float] = (100, 1000)
     oldest_s: tuple[float, float] = (300.0, 3600.0)
+    active_s: tuple[float, float] = (600.0, 3600.0)
 
     def __post_init__(self) -> None:
         for name, (warning, unhealthy) in vars(self).items():
@@ -41,8 +44,8 @@ DEFAULT = Thresholds()
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong: `level` warning or unhealthy, `what` (dead, waiting, oldest, workers, paused, broker, database,
-    audit), `queue` (empty: not of one queue), and the reason in words.
+    """What is wrong: `level` warning or unhealthy, `what` (dead, waiting, oldest, active, workers, paused, broker,
+    database, audit), `queue` (empty: not of one queue), and the reason in words.
     """  # fmt: skip
 
     level: str
@@ -87,6 +90,12 @@ def _of_queue(one: Statistics, thresholds: Thresholds) -> Iterable[Problem]:
         if value >= warning:  # NaN, where none waits, is not
             level, bound = (UNHEALTHY, unhealthy) if value >= unhealthy else (WARNING, warning)
             yield Problem(level, what, one.queue, f"{text} ({level} from {bound:,g} on)")
+    for level, bound in zip((UNHEALTHY, WARNING), reversed(thresholds.active_s), strict=True):
+        if stuck := sum(age >= bound for age in one.active_s):
+            jobs = f"{stuck:,} job{' has' if stuck == 1 else 's have'} been active for {bound:,g} s or more"
+            text = f"{jobs}, the longest for {one.longest_active_s:,.0f} s: stuck, or the workers are stalled ({level})"
+            yield Problem(level, "active", one.queue, text)
+            break
     live = one.waiting + one.delayed + one.active
     if not one.workers:
         level, left = (UNHEALTHY, f"{live:,} jobs are left alone") if live else (WARNING, "it has no jobs")

@@ -136,11 +136,12 @@ class Pair(ParamType):
 @click.option("--dead", type=Pair(), help="Dead letters of a queue (default: 10,100).")
 @click.option("--waiting", type=Pair(), help="Waiting jobs of a queue (default: 100,1000).")
 @click.option("--oldest", type=Pair(), help="Seconds that a job has waited for (default: 300,3600).")
+@click.option("--active", type=Pair(), help="Seconds that a job has been active for (default: 600,3600).")
 @click.option("--audit", is_flag=True, help="Also check that every job is in exactly one place (reads all jobs).")
 @_where
 def health(
     dead: tuple[float, float] | None, waiting: tuple[float, float] | None, oldest: tuple[float, float] | None,
-    audit: bool, topology: str, redis: str | None, as_json: bool,
+    active: tuple[float, float] | None, audit: bool, topology: str, redis: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Look at broker, queues, workers and database, and say what is wrong.
 
@@ -149,7 +150,7 @@ def health(
     """
     from saqkit.operators import health as look
 
-    thresholds = _thresholds(dead=dead, waiting=waiting, oldest_s=oldest)
+    thresholds = _thresholds(dead=dead, waiting=waiting, oldest_s=oldest, active_s=active)
     found = run(look(options.topology_of(topology, ()), redis, thresholds=thresholds, audit=audit))
     if as_json:
         emit({

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saqkit.queue.live_jobs import LIVE, live_jobs
 from saqkit.queue.operating import MOST_RECORDED, Pause
 from saqkit.queue.recorded import attempts_of, read
 from saqkit.queue.stored import LEVELS
+from saqkit.spec.lifecycle import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,14 +29,19 @@ _PAGE = 20_000
 class Group:
     """The jobs of a priority level or a tenant.
 
-    `oldest_s`: how long the one that waits longest could have been taken (NaN: none waits). `attempts`: how many
-    recorded ones the percentiles stand on; `times`: by the names of `TIMES`, NaN without any. `delayed` and `active`
-    are None where they were not counted.
+    `oldest_s`: how long the one that waits longest could have been taken (NaN: none waits). `dead`: letters there are
+    now. `completed`, `failed` (became dead letters): of the `attempts` that are recorded, not since the queue exists,
+    for the queue itself counts by neither level nor tenant; the percentiles of `times` (by the names of `TIMES`, NaN
+    without any) stand on them too. None where it was not counted: `completed` and `failed` without a record, `delayed`
+    and `dead` of a level unless tenants were asked for.
     """
 
     waiting: int
     delayed: int | None
     active: int | None
+    completed: int | None
+    failed: int | None
+    dead: int | None
     oldest_s: float
     attempts: int
     times: dict[str, float]
@@ -46,7 +52,8 @@ class Statistics:
     """A queue, at one moment of the broker's clock (`at`, epoch seconds).
 
     Now: `waiting`, `active`, `delayed` (with retries that wait for their delay), `dead` letters, letters that are
-    `outgoing`; `paused`; `oldest_s`: how long the job that waits longest could have been taken (NaN: none waits).
+    `outgoing`; `paused`; `oldest_s`: how long the job that waits longest could have been taken (NaN: none waits);
+    `active_s`: for how long each job that is active has been so since it was taken, the longest first.
     Since the queue exists: `completed`, `failed` (became dead letters), `retried`, `cancelled`, attempts `lost` with
     their workers; dead letters that nobody looked after, `dead_dropped` by the cap or `dead_expired`. `workers` that
     were heard of in the last 30 s; `slots` of each, where an operator has set them. `recording`: how many attempts are
@@ -72,15 +79,23 @@ class Statistics:
     slots: int | None
     paused: Pause | None
     oldest_s: float
+    active_s: tuple[float, ...] = field(repr=False)
     recording: int
     attempts: int
     times: dict[str, float]
     priorities: dict[int, Group]
     tenants: dict[str, Group] | None
 
+    @property
+    def longest_active_s(self) -> float:
+        """For how long the job that is active for longest has been so (NaN: none is)."""
+        return max(self.active_s, default=math.nan)
+
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, the percentiles beside the counts."""
+        """The same as plain data, the percentiles beside the counts; of the active jobs the longest time only."""
         plain = _flat(asdict(self))
+        del plain["active_s"]
+        plain["longest_active_s"] = self.longest_active_s
         plain["priorities"] = {level: _flat(group) for level, group in plain["priorities"].items()}
         if plain["tenants"] is not None:
             plain["tenants"] = {name: _flat(group) for name, group in plain["tenants"].items()}
@@ -88,11 +103,11 @@ class Statistics:
 
 
 async def statistics(queue: Queue, *, tenants: bool = False, times: bool = True) -> Statistics:
-    """Count a queue's jobs, in one step of the server.
+    """Count a queue's jobs, in one step of the server; since when those that are active are so is read after it.
 
-    With `tenants` every job that has not ended is read as well, in pages: the groups then may differ from the counts by
-    what moved meanwhile. Without `times` what is recorded is not read. Percentiles are pandas' (linear) of the attempts
-    table, see `recorded_attempts`; without a record they are NaN.
+    With `tenants` every job that has not ended, and every dead letter, is read as well, in pages: the groups then may
+    differ from the counts by what moved meanwhile. Without `times` what is recorded is not read. Percentiles are
+    pandas' (linear) of the attempts table, see `recorded_attempts`; without a record they are NaN.
     """
     said = await queue.run_script("overview")
     at, paused, slots, recording = float(said[0]), Pause.of(said[1]), said[2], int(said[3] or 0)
@@ -103,7 +118,9 @@ async def statistics(queue: Queue, *, tenants: bool = False, times: bool = True)
     counted = {name.decode(): int(number) for name, number in zip(said[16::2], said[17::2], strict=True)}
     workers = (await queue.info())["workers"]
     attempts = await recorded_attempts(queue) if recording and times else None
-    found = await _read_live(queue, at) if tenants else None
+    running = await _running(queue, at)
+    found = await _read_jobs(queue, at) if tenants else None
+    by_level = Counter(level for _, level in running)
     return Statistics(
         queue=queue.name,
         at=at,
@@ -123,11 +140,13 @@ async def statistics(queue: Queue, *, tenants: bool = False, times: bool = True)
         slots=int(slots) if slots else None,
         paused=paused,
         oldest_s=_longest(oldest.values()),
+        active_s=tuple(sorted((age for age, _ in running), reverse=True)),
         recording=recording,
         attempts=0 if attempts is None else len(attempts),
         times=times_of(attempts),
         priorities={
-            level: _group(attempts, found, "priority", level, oldest[level], waiting[level]) for level in LEVELS
+            level: _group(attempts, found, "priority", level, oldest[level], waiting[level], by_level[level])
+            for level in LEVELS
         },
         tenants=None if found is None else {
             name: _group(attempts, found, "tenant", name, found.oldest.get(name, math.nan))
@@ -160,15 +179,28 @@ def times_of(attempts: pd.DataFrame | None) -> dict[str, float]:
     return dict(zip(TIMES, [*map(float, wait.quantile(_SHARES)), *map(float, service.quantile(_SHARES))], strict=True))
 
 
+async def _running(queue: Queue, at: float) -> list[tuple[float, int]]:
+    """For how long each active job has been so, in seconds, and its level; no more than all workers have slots."""
+    keys = await queue.redis.zrange(queue.namespace("leases"), 0, -1)
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.hmget(queue.key_of(queue.key_from(key)), ["at_t", "prio", "state"])
+        found = await pipe.execute() if keys else []
+    return [(max(0.0, at - float(taken)), int(level or 0)) for taken, level, state in found
+            if taken and state and int(state) == State.ACTIVE]  # fmt: skip
+
+
 @dataclass
-class _Live:
+class _Jobs:
     counts: Counter[tuple[str, str | int, str]]
     oldest: dict[str, float]
     tenants: set[str]
 
 
-async def _read_live(queue: Queue, at: float) -> _Live:
-    found = _Live(Counter(), {}, set())
+async def _read_jobs(queue: Queue, at: float) -> _Jobs:
+    from saqkit.queue.dead_letters import dead_letters
+
+    found = _Jobs(Counter(), {}, set())
     async for job in live_jobs(queue):
         assert job.state in LIVE
         found.tenants.add(job.tenant)
@@ -176,19 +208,27 @@ async def _read_live(queue: Queue, at: float) -> _Live:
         found.counts["priority", job.priority, job.state] += 1
         if job.state == "waiting":
             found.oldest[job.tenant] = max(found.oldest.get(job.tenant, 0.0), at - job.ready_at)
+    async for letter in dead_letters(queue, None):
+        found.tenants.add(letter.tenant)
+        found.counts["tenant", letter.tenant, "dead"] += 1
+        found.counts["priority", letter.priority, "dead"] += 1
     return found
 
 
 def _group(
-    attempts: pd.DataFrame | None, live: _Live | None, by: str, value: str | int, oldest_s: float,
-    waiting: int | None = None,
+    attempts: pd.DataFrame | None, jobs: _Jobs | None, by: str, value: str | int, oldest_s: float,
+    waiting: int | None = None, active: int | None = None,
 ) -> Group:  # fmt: skip
     those = None if attempts is None else attempts[attempts[by] == value]
-    number = (lambda state: live.counts[by, value, state]) if live else (lambda _: None)
+    number = (lambda state: jobs.counts[by, value, state]) if jobs else (lambda _: None)
+    ended = (lambda outcome: int((those["outcome"] == outcome).sum())) if those is not None else (lambda _: None)
     return Group(
         waiting=number("waiting") or 0 if waiting is None else waiting,
         delayed=number("delayed"),
-        active=number("active"),
+        active=number("active") if active is None else active,
+        completed=ended("done"),
+        failed=ended("dead"),
+        dead=number("dead"),
         oldest_s=oldest_s,
         attempts=0 if those is None else len(those),
         times=times_of(those),

@@ -98,11 +98,14 @@ STATISTICS: dict[str, str] = {
     "workers": "Int64",
     "paused": "boolean",
     "oldest_s": "float64",
+    "longest_active_s": "float64",
     "attempts": "int64",
     **dict.fromkeys(TIMES, "float64"),
 }
 """One row per queue (`by` "queue", `of` ""), one per priority level (`by` "priority", `of` "1" to "4") and, if asked
-for, one per tenant. What is counted for the whole queue only is <NA> in the others; `Statistics` has the meanings."""
+for, one per tenant. What is counted for the whole queue only is <NA> in the others (`longest_active_s` NaN), and so is
+what was not asked for or not recorded; `Statistics` and `Group` have the meanings: `completed` and `failed` are since
+the queue exists in the row of a queue, of the recorded attempts in the others."""
 
 
 async def jobs_frame(queues: Queue | Iterable[Queue], which: Which = ALL, limit: int | None = None) -> pd.DataFrame:
@@ -143,7 +146,8 @@ def frame_of(counted: Iterable[Statistics]) -> pd.DataFrame:
     rows = []
     for one in counted:
         plain = {name: value for name, value in vars(one).items() if name in STATISTICS}
-        rows.append({**plain, **one.times, "by": "queue", "of": "", "paused": one.paused is not None})
+        rows.append({**plain, **one.times, "by": "queue", "of": "", "paused": one.paused is not None,
+                     "longest_active_s": one.longest_active_s})  # fmt: skip
         groups: list[tuple[str, Mapping[Any, Group]]] = [("priority", one.priorities), ("tenant", one.tenants or {})]
         for by, of in groups:
             for value, group in of.items():

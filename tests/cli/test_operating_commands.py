@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pytest
-from command_line import answer, saqkit, says, start, wait_until
+from command_line import answer, as_process, saqkit, says, start, wait_until
 from saq.job import Job, Status
 
 from saqkit.queue.queue import Queue
@@ -301,6 +301,32 @@ def test_health_tells_monitors_how_it_is_and_when_it_cannot_tell(do: Do[Any], wo
         assert done.stderr.startswith("saqkit: ")
     answer("clear", "--all", "--yes")
     answer("resume", "--all")
+
+
+@pytest.mark.row("001.12", "004.16")
+def test_health_tells_monitors_of_jobs_that_are_active_for_too_long(do: Do[Any]) -> None:
+    said = {}
+
+    def look() -> None:
+        for pair in ("600,3600", "0.001,3600", "0.0001,0.001"):
+            done = as_process("health", "--json", "--active", pair)
+            told = [one for one in json.loads(done.stdout)["problems"] if one["what"] == "active"]
+            said[pair] = [(done.returncode, one["level"], one["queue"], one["text"].partition(",")[0]) for one in told]
+
+    async def stall(queue: Queue) -> None:  # a worker told of itself, took a job, and says no more
+        await queue.worker_info("stalled", queue.name, metadata=None)
+        await queue.enqueue("notify", key="stuck")
+        assert await queue.dequeue(timeout=5) is not None
+        await asyncio.to_thread(look)
+
+    do(stall)
+    text = "1 job has been active for 0.001 s or more"
+    assert said == {
+        "600,3600": [], "0.001,3600": [(1, "warning", NAME, text)], "0.0001,0.001": [(2, "unhealthy", NAME, text)],
+    }  # fmt: skip
+    assert "--active W,U" in saqkit("health", "--help").stdout
+    wrong = saqkit("health", "--active", "10,1")
+    assert (wrong.returncode, wrong.stderr.startswith("saqkit: threshold active_s")) == (3, True)
 
 
 def test_the_concurrency_of_running_workers_is_changed(do: Do[Any], worker: None) -> None:
