@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,32 @@ from saqkit import broker
 from saqkit.broker_environment import named_broker
 from saqkit.errors import BrokerError, SaqkitError, UsageError
 from saqkit.judging_health import DEFAULT, UNHEALTHY, WARNING, Health, Problem, Thresholds, judge
+from saqkit.queue import dead_letters as letters_of
 from saqkit.queue.audit import audit as check
+from saqkit.queue.batches import Batch
 from saqkit.queue.building import build_queues
+from saqkit.queue.configuring import QueueSettings
 from saqkit.queue.counting import Statistics, statistics
+from saqkit.queue.dead_letters import Chosen, DeadLetter, Filter, Group
 from saqkit.queue.live_jobs import ALL, LIVE, Which
 from saqkit.queue.operating import Picked, jobs_of_keys
 from saqkit.queue.queue import Queue
 from saqkit.spec.base import did_you_mean
+from saqkit.spec.overriding import override
 from saqkit.spec.topology import Topology, load
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Retried(Chosen):
+    """What became of dead letters that were `found`: `done` are queued again.
+
+    `users_reopened`: so many users that they did not serve are pending again in the ledger.
+    """
+
+    users_reopened: int = 0
 
 
 class Operator:
@@ -52,6 +68,41 @@ class Operator:
     async def resume(self, *names: str) -> dict[str, bool]:
         """`Queue.resume` of each; whether it was paused, by queue."""
         return {name: await queue.resume() for name, queue in self.chosen(names).items()}
+
+    async def set_slots(self, slots: int | None, *names: str) -> dict[str, int | None]:
+        """`Queue.set_slots` of each; what was set before, by queue."""
+        return {name: await queue.set_slots(slots) for name, queue in self.chosen(names).items()}
+
+    async def slots(self, *names: str) -> dict[str, int | None]:
+        """What `set_slots` has set, by queue; None where it is nothing."""
+        return {name: await queue.slots() for name, queue in self.chosen(names).items()}
+
+    async def configure(self, changes: Mapping[str, Any] | None, *names: str) -> dict[str, QueueSettings]:
+        """`Queue.configure` of each; see `configure_each`."""
+        return await self.configure_each(dict.fromkeys(self.chosen(names), changes))
+
+    async def configure_each(self, changes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, QueueSettings]:
+        """`Queue.configure` by queue. Returns what holds then.
+
+        All of it is checked, also against what else the topology says (a limit on users needs jobs that have some),
+        before anything is changed: `DescriptionError`, `UsageError`.
+        """
+        queues, fields = self.chosen(changes) if changes else {}, dict[str, Any]()
+        for name, queue in queues.items():
+            if (given := changes[name]) is not None:
+                plain = queue.checked(given).to_dict()
+                fields |= {f"queues.{name}.{field}": plain[field] for field in given}
+        override(self.topology, fields, self.topology.name)
+        return {name: await queue.configure(changes[name]) for name, queue in queues.items()}
+
+    async def settings(self, *names: str) -> dict[str, QueueSettings]:
+        """`Queue.settings` of each."""
+        return {name: await queue.settings() for name, queue in self.chosen(names).items()}
+
+    async def record_attempts(self, *names: str, keep: int | None = 10_000) -> None:
+        """`Queue.record_attempts` of each, one after the other."""
+        for queue in self.chosen(names).values():
+            await queue.record_attempts(keep)
 
     async def clear(self, *names: str, which: Which = ALL, dry_run: bool = False) -> dict[str, Picked]:
         """`Queue.clear` of each."""
@@ -99,6 +150,52 @@ class Operator:
         """`Queue.hasten_jobs` of each."""
         return {name: await queue.hasten_jobs(which, dry_run=dry_run) for name, queue in self.chosen(names).items()}
 
+    async def dead_letters(
+        self, *names: str, limit: int | None = 100, where: Filter | None = None, offset: int = 0,
+        newest_first: bool = False,
+    ) -> list[DeadLetter]:  # fmt: skip
+        """`saqkit.queue.dead_letters.dead_letters` of all of them together, the oldest first."""
+        found = letters_of.dead_letters(self.chosen(names).values(), limit, where=where or Filter(), offset=offset,
+                                        newest_first=newest_first)  # fmt: skip
+        return [letter async for letter in found]
+
+    async def dead_letter_groups(
+        self, *names: str, by: Sequence[str] = ("error_class", "message"), where: Filter | None = None
+    ) -> list[Group]:
+        """`saqkit.queue.dead_letters.groups` of all of them together."""
+        return await letters_of.groups(self.chosen(names).values(), by, where=where or Filter())
+
+    async def retry_failed(
+        self, *names: str, limit: int | None = None, where: Filter | None = None, dry_run: bool = False
+    ) -> Retried:
+        """Queue dead letters again with all their attempts before them, the oldest of all the queues first.
+
+        At most `limit` (None: all). Before that, who was not served is pending again in the ledger, of which
+        `Queue.retry_failed` knows nothing. `StoreError` if that cannot be opened.
+        """
+        from saqkit.app.reopening import reopen_users
+
+        reopened = 0
+
+        async def reopen(letters: list[DeadLetter]) -> None:
+            nonlocal reopened
+            reopened += await reopen_users(self.topology, letters, {})
+
+        said = await letters_of.replay_all(self.chosen(names).values(), where or Filter(), before=reopen,
+                                           dry_run=dry_run, limit=limit)  # fmt: skip
+        return Retried(said.found, said.done, reopened)
+
+    async def purge_dead_letters(
+        self, *names: str, where: Filter | None = None, dry_run: bool = False
+    ) -> dict[str, Chosen]:
+        """`saqkit.queue.dead_letters.purge_all` of each: they are removed for good."""
+        return {name: await letters_of.purge_all(queue, where or Filter(), dry_run=dry_run)
+                for name, queue in self.chosen(names).items()}  # fmt: skip
+
+    async def batches(self, *names: str) -> dict[str, list[Batch]]:
+        """`Queue.batches` of each."""
+        return {name: await queue.batches() for name, queue in self.chosen(names).items()}
+
     async def statistics(self, *names: str, tenants: bool = False) -> dict[str, Statistics]:
         """`saqkit.queue.counting.statistics` of each."""
         return {name: await statistics(queue, tenants=tenants) for name, queue in self.chosen(names).items()}
@@ -114,6 +211,12 @@ class Operator:
         from saqkit.queue.tables import workers_frame
 
         return await workers_frame(self.chosen(names).values())
+
+    async def dead_letters_frame(
+        self, *names: str, limit: int | None = None, where: Filter | None = None
+    ) -> pd.DataFrame:
+        """The dead letters, in order of death, as one table (`saqkit.queue.tables.DEAD_LETTERS`)."""
+        return await letters_of.dead_letters_frame(self.chosen(names).values(), limit, where=where or Filter())
 
     async def statistics_frame(self, *names: str, tenants: bool = False) -> pd.DataFrame:
         """The statistics as one table (`saqkit.queue.tables.STATISTICS`)."""

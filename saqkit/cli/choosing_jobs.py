@@ -48,18 +48,40 @@ def of_queues(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command that changes queues the names of those it means, or `--all`, as its first argument `place`."""
 
     @wraps(function)
-    def command(queues: Sequence[str], everything: bool, topology: str, redis: str | None, **rest: Any) -> None:
-        if bool(queues) == everything:
-            raise UsageError("give either the names of QUEUEs, or --all")
-        function(place(topology, redis, queues), **rest)
+    def command(where: Place, words: Sequence[str], **rest: Any) -> None:
+        function(where, **rest)
 
-    return options.chain(
-        click.argument("queues", nargs=-1, metavar="QUEUE..."),
-        click.option("--all", "everything", is_flag=True, help="All queues of the topology."),
-        options.topology,
-        options.redis,
-        options.as_json,
-    )(command)
+    return of_queues_and("(?!)", "QUEUE...")(command)
+
+
+def of_queues_and(pattern: str, metavar: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """As `of_queues`; what is written among the queues and matches `pattern` whole is the second argument, `words`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(given: Sequence[str], everything: bool, topology: str, redis: str | None, **rest: Any) -> None:
+            words = [word for word in given if re.fullmatch(pattern, word, re.DOTALL)]
+            queues = [word for word in given if word not in words]
+            if bool(queues) == everything:
+                raise UsageError("give either the names of QUEUEs, or --all")
+            function(place(topology, redis, queues), words, **rest)
+
+        return options.chain(
+            click.argument("given", nargs=-1, metavar=metavar),
+            click.option("--all", "everything", is_flag=True, help="All queues of the topology."),
+            options.topology,
+            options.redis,
+            options.as_json,
+        )(command)
+
+    return decorate
+
+
+def told_by_queue(where: Place, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of queues for --json: of one that was named by itself, or, where several can be meant, by queue."""
+    if len(where.names) == 1:
+        return {"queue": where.names[0], **facts[where.names[0]]}
+    return {"queues": dict(facts)}
 
 
 def place(topology: str, redis: str | None, names: Sequence[str]) -> Place:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,6 @@ from saqkit.errors import UsageError
 if TYPE_CHECKING:
     from saqkit.queue.dead_letters import Chosen, DeadLetter
     from saqkit.queue.queue import Queue
-    from saqkit.spec.topology import Topology
 
 _BY = {"error": ("error_class", "message"), "class": ("error_class",), "type": ("function",), "queue": ("queue",),
        "tenant": ("tenant",)}  # fmt: skip
@@ -131,6 +130,7 @@ def replay(
 
     It happens once, whoever asks at the same time. Who was not served is pending again in the ledger.
     """
+    from saqkit.app.reopening import reopen_users
     from saqkit.queue import dead_letters
     from saqkit.spec.base import did_you_mean
 
@@ -285,20 +285,3 @@ def _object(text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f'--kwargs: {text} is not an object of arguments (write {{"limit": 10}})')
     return found
-
-
-async def reopen_users(topology: Topology, letters: list[DeadLetter], merged: Mapping[str, Any]) -> int:
-    """The ledger gave these jobs' users up; a worker serves only those who are pending."""
-    from saqkit.app.location import database_url
-    from saqkit.app.store import Store
-
-    batches = []
-    for letter in letters:
-        job, kwargs = topology.job_types.get(letter.function), {**letter.kwargs, **merged}
-        if job is not None and job.per_user.database == "ledger" and {"event", "users"} <= kwargs.keys():
-            channel = topology.providers[job.per_user.provider].channel if job.per_user.provider else "none"
-            batches.append((kwargs["event"], kwargs["users"], channel))
-    if not batches:
-        return 0
-    async with await Store.open(database_url()) as store:
-        return sum([await store.reopen(*batch) for batch in batches])

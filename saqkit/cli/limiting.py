@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from saqkit.cli import options
-from saqkit.cli.choosing_jobs import place
+from saqkit.cli.choosing_jobs import Place, of_queues_and, place, told_by_queue
 from saqkit.cli.interrupting import run
 from saqkit.cli.output import emit, number
 from saqkit.errors import UsageError
@@ -19,20 +19,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("queue")
-@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+@of_queues_and(r"[^=]*=.*", "QUEUE... [KEY=VALUE]...")
 @click.option("--reset", is_flag=True, help="As the topology says again, all of it.")
-@options.topology
-@options.redis
-@options.as_json
-def limit(queue: str, assignments: Sequence[str], reset: bool, topology: str, redis: str | None, as_json: bool) -> None:
-    """Change what decides which waiting job of QUEUE is taken next, in all running processes, at once, until --reset.
+def limit(where: Place, assignments: Sequence[str], reset: bool, as_json: bool) -> None:
+    """Change what decides which waiting job of QUEUEs is taken next, in all running processes, at once, until --reset.
 
     \b
     saqkit limit mail rate_limit.limit=20             another number, the same period
     saqkit limit mail rate_limit=none                 no limit
     saqkit limit mail 'running_limits=[{key="tenant", limit=5}]'
     saqkit limit mail fairness=tenants
+    saqkit limit --all rate_limit=none                of every queue; all are changed, or, on an error, none
 
     The keys are rate_limit, tenant_rate_limit, running_limits, weights and fairness, the values those of a topology.
     Without any it says what holds now.
@@ -44,31 +41,33 @@ def limit(queue: str, assignments: Sequence[str], reset: bool, topology: str, re
     if assignments and reset:
         raise UsageError("give either KEY=VALUE or --reset")
     pairs = [parse_assignment(text) for text in assignments]
-    where = place(topology, redis, [queue])
 
-    async def carry_out() -> QueueSettings:
+    async def carry_out() -> dict[str, QueueSettings]:
         async with operate(where.topology, where.redis) as operator:
-            chosen = operator.queues[queue]
             if reset:
-                return await chosen.configure(None)
-            found = await chosen.settings()
+                return await operator.configure(None, *where.names)
+            found = await operator.settings(*where.names)
             if not pairs:
                 return found
-            now = Taking(**{name: getattr(found, name) for name in Taking.model_fields})
-            wanted = override(now, pairs, queue).to_dict()
-            changed = {name: wanted[name] for name in (path.partition(".")[0] for path, _ in pairs)}
-            override(where.topology, {f"queues.{queue}.{name}": value for name, value in changed.items()}, queue)
-            return await chosen.configure(changed)
+            changes = {}
+            for queue, holds in found.items():
+                now = Taking(**{name: getattr(holds, name) for name in Taking.model_fields})
+                wanted = override(now, pairs, queue).to_dict()
+                changes[queue] = {name: wanted[name] for name in (path.partition(".")[0] for path, _ in pairs)}
+            return await operator.configure_each(changes)
 
     said = run(carry_out())
-    plain = said.to_dict()
-    settings: dict[str, Any] = {name: plain[name] for name in Taking.model_fields}
+    plain = {queue: holds.to_dict() for queue, holds in said.items()}
+    settings = {queue: {name: told[name] for name in Taking.model_fields} for queue, told in plain.items()}
     if as_json:
-        emit({"queue": queue, "settings": settings, "configured": list(said.configured)})
+        emit(told_by_queue(where, {queue: {"settings": settings[queue], "configured": list(holds.configured)}
+                                   for queue, holds in said.items()}))  # fmt: skip
         return
-    for name, value in settings.items():
-        shown = value if isinstance(value, str) else json.dumps(value) if value else "none"
-        click.echo(f"{name}: {shown}{' (set by an operator)' if name in said.configured else ''}")
+    for queue, holds in said.items():
+        of = "" if len(where.names) == 1 else f"{queue}: "
+        for name, value in settings[queue].items():
+            shown = value if isinstance(value, str) else json.dumps(value) if value else "none"
+            click.echo(f"{of}{name}: {shown}{' (set by an operator)' if name in holds.configured else ''}")
 
 
 @click.command()

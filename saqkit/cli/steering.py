@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saqkit.cli import options
-from saqkit.cli.choosing_jobs import Age, Place, all_of, of_jobs, of_queues, place, tell
+from saqkit.cli.choosing_jobs import (
+    Age,
+    Place,
+    all_of,
+    of_jobs,
+    of_queues,
+    of_queues_and,
+    place,
+    tell,
+    told_by_queue,
+)
 from saqkit.cli.choosing_letters import Wanted, choosing
 from saqkit.cli.consenting import Consent, asks_consent
-from saqkit.cli.dead_letters import reopen_users
 from saqkit.cli.interrupting import run
 from saqkit.cli.options import Count, OneOf
 from saqkit.cli.output import emit, number
 from saqkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from saqkit.operators import Operator
-    from saqkit.queue.letter import DeadLetter
+    from saqkit.operators import Operator, Retried
     from saqkit.queue.live_jobs import Which
     from saqkit.queue.operating import Picked
 
@@ -67,33 +75,33 @@ def _say(was: dict[str, bool], paused: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("queue")
-@click.argument("slots", type=Count(), required=False, metavar="[N]")
+@of_queues_and(r"[\d.,+]+", "QUEUE... [N]")
 @click.option("--reset", is_flag=True, help="As many again as each process was started with.")
-@options.topology
-@options.redis
-@options.as_json
-def concurrency(queue: str, slots: int | None, reset: bool, topology: str, redis: str | None, as_json: bool) -> None:
-    """Let every `saqkit worker` process have N slots for QUEUE.
+def concurrency(where: Place, words: Sequence[str], reset: bool, as_json: bool) -> None:
+    """Let every `saqkit worker` process have N slots for each of QUEUEs.
 
-    Running processes follow in about a second, and those that start later too, until --reset. Where more jobs run than
-    there are slots, those end first. Without N it says what is set.
+    Running processes follow within five seconds, and those that start later have them from the beginning, until
+    --reset. Where more jobs run than there are slots, those end first. Without N it says what is set.
     """
-    if slots is not None and reset:
-        raise UsageError("give either N or --reset")
+    if len(words) + reset > 1:
+        raise UsageError("give either N or --reset, and one N")
+    try:
+        slots = Count().convert(words[0], None, None) if words else None
+    except click.BadParameter as error:
+        raise UsageError(f"concurrency: [N]: {error.message}") from None
 
-    async def carry_out(operator: Operator) -> int | None:
-        (chosen,) = operator.chosen([queue]).values()
+    async def carry_out(operator: Operator) -> dict[str, int | None]:
         if slots is not None or reset:
-            await chosen.set_slots(slots)
-        return await chosen.slots()
+            await operator.set_slots(slots, *where.names)
+        return await operator.slots(*where.names)
 
-    found = _operate(place(topology, redis, [queue]), carry_out)
+    found = _operate(where, carry_out)
     if as_json:
-        emit({"queue": queue, "slots": found})
-    else:
-        each = "as many slots as it was started with" if found is None else f"{found} slots"
-        click.echo(f"{queue}: each worker process has {each}")
+        emit(told_by_queue(where, {name: {"slots": number_of} for name, number_of in found.items()}))
+        return
+    for name, number_of in found.items():
+        each = "as many slots as it was started with" if number_of is None else f"{number_of} slots"
+        click.echo(f"{name}: each worker process has {each}")
 
 
 @click.command()
@@ -198,7 +206,9 @@ def _agreed(consent: Consent, said: dict[str, Picked], what: str) -> None:
 
 
 @click.command(name="retry-failed")
-@click.option("--limit", type=Count(), default=None, help="At most so many, the oldest first (default: all).")
+@click.option(
+    "--limit", type=Count(), default=None, help="At most so many, the oldest of all QUEUEs first (default: all)."
+)
 @click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
 @choosing
 def retry_failed(wanted: Wanted, limit: int | None, dry_run: bool, as_json: bool) -> None:
@@ -206,31 +216,18 @@ def retry_failed(wanted: Wanted, limit: int | None, dry_run: bool, as_json: bool
 
     Who was not served is pending again in the ledger. `dlq replay` can do more: keys, other arguments, another queue.
     """
-    from saqkit.queue.dead_letters import replay_all
 
-    reopened = 0
+    async def carry_out(operator: Operator) -> Retried:
+        where = await wanted.now(wanted.queues(operator.queues))
+        return await operator.retry_failed(*wanted.only, where=where, limit=limit, dry_run=dry_run)
 
-    async def reopen(letters: list[DeadLetter]) -> None:
-        nonlocal reopened
-        reopened += await reopen_users(wanted.topology, letters, {})
-
-    async def carry_out(operator: Operator) -> tuple[int, int]:
-        queues, found, done = wanted.queues(operator.queues), 0, 0
-        where = await wanted.now(queues)
-        for queue in queues:
-            left = None if limit is None else limit - found
-            if left != 0:
-                said = await replay_all(queue, where, before=reopen, dry_run=dry_run, limit=left)
-                found, done = found + said.found, done + said.done
-        return found, done
-
-    found, done = _operate(Place(wanted.topology, wanted.redis), carry_out)
+    said: Retried = _operate(Place(wanted.topology, wanted.redis), carry_out)
     if as_json:
-        emit({"found": found, "retried": done, "users_reopened": reopened, "dry_run": dry_run})
+        emit({"found": said.found, "retried": said.done, "users_reopened": said.users_reopened, "dry_run": dry_run})
     elif dry_run:
-        click.echo(f"{number(found)} would be queued again")
+        click.echo(f"{number(said.found)} would be queued again")
     else:
-        click.echo(f"{number(done)} queued again, {number(reopened)} users pending again")
+        click.echo(f"{number(said.done)} queued again, {number(said.users_reopened)} users pending again")
 
 
 @click.command()
@@ -261,8 +258,7 @@ def recording(where: Place, keep: int, off: bool, as_json: bool) -> None:
     """Record the attempts that end, so that `stats` can tell percentiles of how long jobs wait and take."""
 
     async def carry_out(operator: Operator) -> list[str]:
-        for queue in operator.chosen(where.names).values():
-            await queue.record_attempts(None if off else keep)
+        await operator.record_attempts(*where.names, keep=None if off else keep)
         return list(operator.chosen(where.names))
 
     names = _operate(where, carry_out)

@@ -62,18 +62,23 @@ class ConfiguredJobs(StoredJobs):
                 raise UsageError("configure(None) takes everything back: give fields in a call of their own")
             return self._settings(await self.run_script("configure", ""))
         given = {**changes, **fields}
-        for name in given:
-            if name not in Taking.model_fields:
-                hint = did_you_mean(name, Taking.model_fields)
-                raise UsageError(f'queue {self.name}: there is no setting "{name}" ({hint})')
-        off = {"fairness": "none", "running_limits": ()}
-        given = {name: off.get(name) if value is None else value for name, value in given.items()}
-        taking = Taking.parse(given, f"queue {self.name}")
-        self._require_providers(taking)
+        taking = self.checked(given)
         words = {_NAMES[name]: _words(taking, self.providers)[_NAMES[name]] for name in given}
         if words.get("limits"):
             words["providers"] = [list(pair) for pair in sorted(self.providers.items())]
         return self._settings(await self.run_script("configure", *([json.dumps(words)] if words else [])))
+
+    def checked(self, changes: Mapping[str, Any]) -> Taking:
+        """The rules of `changes` alone, without setting them. Raises what `configure` raises for them."""
+        for name in changes:
+            if name not in Taking.model_fields:
+                hint = did_you_mean(name, Taking.model_fields)
+                raise UsageError(f'queue {self.name}: there is no setting "{name}" ({hint})')
+        off = {"fairness": "none", "running_limits": ()}
+        given = {name: off.get(name) if value is None else value for name, value in changes.items()}
+        taking = Taking.parse(given, f"queue {self.name}")
+        self._require_providers(taking)
+        return taking
 
     def _settings(self, stored: bytes) -> QueueSettings:
         live = json.loads(stored) if stored else {}

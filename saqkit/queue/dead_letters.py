@@ -103,7 +103,7 @@ async def groups(
 
 
 async def replay_all(
-    queue: Queue,
+    queues: Queue | Iterable[Queue],
     where: Filter = _ALL,
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -114,16 +114,19 @@ async def replay_all(
 ) -> Chosen:
     """Replay (see `replay`) the dead letters that `where` means, in chunks; `before` is called with each chunk first.
 
-    At most `limit` of them, the oldest (None: all). Each chunk is one atomic step. With `dry_run` they are only
-    counted.
+    At most `limit` of them (None: all), those that died first, whichever of the queues they are of. What a chunk has of
+    a queue is one atomic step. With `dry_run` they are only counted.
     """
+    of = {queue.name: queue for queue in ([queues] if isinstance(queues, Queue) else queues)}
     found = done = 0
-    async for chunk in _in_chunks(dead_letters(queue, limit, where=where)):
+    async for chunk in _in_chunks(dead_letters(of.values(), limit, where=where)):
         found += len(chunk)
         if not dry_run:
             if before is not None:
                 await before(chunk)
-            done += sum(await replay(queue, chunk, kwargs=kwargs, to=to))
+            for name in dict.fromkeys(letter.queue for letter in chunk):
+                letters = [letter for letter in chunk if letter.queue == name]
+                done += sum(await replay(of[name], letters, kwargs=kwargs, to=to))
     return Chosen(found, done)
 
 

@@ -17,6 +17,7 @@ from saq.job import Job, Status
 
 from saqkit.queue.queue import Queue
 from saqkit.queue.tables import JOBS, STATISTICS, WORKERS, read_csv
+from saqkit.worker.worker import FOLLOW_S
 
 T = TypeVar("T")
 Do = Callable[[Callable[[Queue], Awaitable[T]]], T]
@@ -239,6 +240,77 @@ def test_limits_of_running_workers_are_shown_changed_and_reset(do: Do[Any]) -> N
     assert said["configured"] == ["rate_limit", "fairness"]
     assert "rate_limit: none (set by an operator)" in saqkit("limit", NAME, "rate_limit=none").stdout
     assert answer("limit", NAME, "--reset")["settings"]["rate_limit"] == rate
+
+
+SHOP = """name = "shop"
+entry = [{ job_type = "order" }]
+[queues.orders]
+rate_limit = { limit = 7 }
+[queues.mail]
+[job_types.order]
+queue = "orders"
+[job_types.letter]
+queue = "mail"
+"""
+
+
+@pytest.fixture
+def shop(do: Do[Any], tmp_path: Path) -> tuple[str, str]:
+    """The option that names a topology of two queues."""
+    path = tmp_path / "shop.toml"
+    path.write_text(SHOP)
+    return "--topology", str(path)
+
+
+def test_slots_and_limits_of_all_queues_are_changed_together(shop: tuple[str, str]) -> None:
+    assert answer("concurrency", "--all", "7", *shop) == {"queues": {"orders": {"slots": 7}, "mail": {"slots": 7}}}
+    assert answer("concurrency", "mail", "3", *shop) == {"queue": "mail", "slots": 3}
+    assert saqkit("concurrency", "--all", *shop).stdout == (
+        "orders: each worker process has 7 slots\nmail: each worker process has 3 slots\n"
+    )
+    assert answer("concurrency", "mail", "orders", "--reset", *shop)["queues"]["orders"] == {"slots": None}
+
+    said = answer("limit", "--all", "fairness=tenants", "rate_limit.limit=20", *shop)["queues"]
+    settings = [one["settings"] for one in said.values()]
+    assert [(one["fairness"], one["rate_limit"]["limit"]) for one in settings] == [("tenants", 20)] * 2
+    assert [one["configured"] for one in said.values()] == [["rate_limit", "fairness"]] * 2
+    assert answer("limit", "orders", *shop)["settings"]["rate_limit"]["limit"] == 20
+    assert "mail: fairness: tenants (set by an operator)" in saqkit("limit", "--all", *shop).stdout
+    back = answer("limit", "--all", "--reset", *shop)["queues"]
+    assert {name: one["settings"]["rate_limit"] for name, one in back.items()} == {
+        "orders": {"limit": 7, "period_s": 1.0, "unit": "jobs"}, "mail": None,
+    }  # fmt: skip
+    # one of the queues has no provider to limit by: then none is changed
+    for wrong in (("limit", "--all", 'running_limits=[{key="provider", limit=5}]'), ("limit", "--all", "weight=1"),
+                  ("concurrency", "--all", "0"), ("concurrency", "--all", "1", "2"), ("concurrency", "3"),
+                  ("limit", "fairness=tenants"), ("limit", "mail", "nowhere", "fairness=tenants"),
+                  ("concurrency", "--all", "mail", "3")):  # fmt: skip
+        done = saqkit(*wrong, *shop)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), wrong
+    assert answer("limit", "--all", *shop)["queues"] == back
+    assert {one["slots"] for one in answer("concurrency", "--all", *shop)["queues"].values()} == {None}
+
+
+def test_what_running_workers_do_is_said_as_it_is() -> None:
+    assert f"within {({5.0: 'five'})[FOLLOW_S]} seconds" in " ".join(saqkit("concurrency", "--help").stdout.split())
+
+
+def test_retry_failed_with_a_limit_takes_those_that_died_first_of_all_queues(
+    shop: tuple[str, str], redis_url: str
+) -> None:
+    async def die() -> None:
+        queues = {name: Queue.from_url(redis_url, name=name) for name in ("orders", "mail")}
+        for key, name in (("1", "mail"), ("2", "orders"), ("3", "mail"), ("4", "orders")):
+            await queues[name].enqueue("f", key=key)
+            job = await queues[name].dequeue(timeout=5)
+            assert job is not None
+            await queues[name].finish(job, Status.FAILED, error="ValueError: no")
+        for queue in queues.values():
+            await queue.disconnect()
+
+    asyncio.run(die())
+    assert answer("retry-failed", "--limit", "3", *shop)["retried"] == 3
+    assert [letter["key"] for letter in answer("dlq", "list", *shop)] == ["4"]
 
 
 @pytest.mark.row("001.15")
