@@ -206,6 +206,12 @@ class Operator:
 
         return await jobs_frame(self.chosen(names).values(), which, limit)
 
+    async def ended_frame(self, *names: str, states: Sequence[str] = ("done", "cancelled")) -> pd.DataFrame:
+        """The jobs that are done or cancelled and still kept, as one table (`saqkit.queue.tables.ENDED`)."""
+        from saqkit.queue.tables import ended_frame
+
+        return await ended_frame(self.chosen(names).values(), states)
+
     async def workers_frame(self, *names: str) -> pd.DataFrame:
         """The worker processes that live, as one table (`saqkit.queue.tables.WORKERS`)."""
         from saqkit.queue.tables import workers_frame

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from saqkit.errors import UsageError
 from saqkit.queue.counting import TIMES, Group, Statistics, statistics
-from saqkit.queue.live_jobs import ALL, Which, live_jobs
+from saqkit.queue.live_jobs import ALL, LiveJob, Which, ended_jobs, live_jobs
 
 if TYPE_CHECKING:
     from saqkit.queue.queue import Queue
@@ -43,6 +44,10 @@ JOBS: dict[str, str] = {
 }
 """Jobs that have not ended: `state` is waiting, delayed or active; `ready_at` when it can be (or could be) taken;
 `taken_at` and `worker` are of the last attempt, NaT and "" before the first; `kwargs` and `meta` are JSON."""
+
+ENDED: dict[str, str] = {**JOBS, "ended_at": MOMENT, "error": "str"}
+"""Jobs that are done or cancelled and still kept: as `JOBS`, and when they ended (NaT: nobody knows). `error` is why
+they were cancelled, or what the last failed attempt of a job that is done said."""
 
 DEAD_LETTERS: dict[str, str] = {
     "key": "str",
@@ -113,11 +118,34 @@ async def jobs_frame(queues: Queue | Iterable[Queue], which: Which = ALL, limit:
     rows = []
     for queue in _each(queues):
         async for job in live_jobs(queue, which, limit):
-            row = {name: getattr(job, name) for name in JOBS}
-            for name in ("kwargs", "meta"):
-                row[name] = json.dumps(row[name], default=repr, ensure_ascii=False)
-            rows.append(row)
+            rows.append(_row(job, JOBS))
     return typed_frame(rows, JOBS)
+
+
+async def ended_frame(queues: Queue | Iterable[Queue], states: Sequence[str] = ("done", "cancelled")) -> pd.DataFrame:
+    """The jobs that are done or cancelled and still kept, in order of their end, as a table with the columns `ENDED`.
+
+    A queue keeps them for their `ttl` (`done_retention_s`: 10 minutes unless said otherwise), and in no list: this
+    looks through all jobs of the queues, in pages, as `Queue.clean` does. Of those that ended longer ago only the
+    recorded attempts tell. `UsageError` for another state; dead jobs are in `dead_letters_frame`.
+    """
+    if unknown := [state for state in states if state not in ("done", "cancelled")]:
+        raise UsageError(f'there is no table of ended jobs that are "{unknown[0]}" (done, cancelled)')
+    found: dict[tuple[str, str], dict[str, Any]] = {}  # a job may be met twice, and has one state
+    for queue in _each(queues):
+        for state in states:
+            async for page in ended_jobs(queue, state):
+                for job, ended_at, _ in page:
+                    found[queue.name, job.key] = {**_row(job, ENDED), "ended_at": ended_at}
+    rows = sorted(found.values(), key=lambda row: (math.isnan(row["ended_at"]), row["ended_at"], row["key"]))
+    return typed_frame(rows, ENDED)
+
+
+def _row(job: LiveJob, columns: Iterable[str]) -> dict[str, Any]:
+    row = {name: getattr(job, name, None) for name in columns}
+    for name in ("kwargs", "meta"):
+        row[name] = json.dumps(row[name], default=repr, ensure_ascii=False)
+    return row
 
 
 async def workers_frame(queues: Queue | Iterable[Queue]) -> pd.DataFrame:
