@@ -72,7 +72,7 @@ class HeldJobs(StoredJobs):
             body = stored_body(self, job, claim)
             return self._say(claim, status, "finish", (), body, ttl, self._row(job, claim), *followers)
         if status == Status.ABORTED:
-            facts = (error or "aborted", job.ttl, claim.token, self._row(job, claim), 0)
+            facts = (error or "aborted", job.ttl, claim.token, self._row(job, claim), 0, "")
             return self._say(claim, status, "cancel", None, *facts)
         body = stored_body(self, job, claim)
         return self._say(claim, Status.FAILED, "bury", (self.dead_cap,), body, "", self._row(job, claim))

@@ -36,7 +36,7 @@ WORDS = {
 LIVE = ("waiting", "delayed", "active")
 
 _STATES = {word: state for state, word in WORDS.items()}
-_FIELDS = ["body", "state", "prio", "att", "crash", "at_q", "at_r", "at_t", "worker", "err"]
+_FIELDS = ["body", "state", "prio", "att", "crash", "at_q", "at_r", "at_t", "worker", "err", "enq"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class LiveJob(Addressed):
 
     `state`: a word of `WORDS`. `ready_at`: when it can be taken, or could be. `taken_at`: when it was taken for its
     last attempt, by `worker`; of an active job, for the one that runs. A body that nobody can read has function "".
+    `call` names the call that enqueued it: a job that is enqueued later with the same key has another.
     """
 
     key: str
@@ -60,6 +61,7 @@ class LiveJob(Addressed):
     worker: str
     error: str
     ttl: int
+    call: str = field(repr=False)
     kwargs: dict[str, Any] = field(repr=False)
     meta: dict[str, Any] = field(repr=False)
 
@@ -141,26 +143,26 @@ async def stored(queue: StoredJobs, keys: Sequence[str]) -> list[LiveJob]:
     return found
 
 
-async def ended_jobs(queue: StoredJobs, state: str) -> AsyncIterator[list[tuple[LiveJob, float, str]]]:
+async def ended_jobs(queue: StoredJobs, state: str) -> AsyncIterator[list[tuple[LiveJob, float]]]:
     """Pages of the jobs that are "done" or "cancelled".
 
-    Each with when it ended (epoch seconds, NaN: unknown), and the name of the call that enqueued it. There is no list
-    of them: this looks through all jobs of the queue.
+    Each with when it ended (epoch seconds, NaN: unknown). There is no list of them: this looks through all jobs of the
+    queue.
     """
     cursor, wanted, prefix = 0, _STATES[state], len(queue.key_of(""))
     while True:
         cursor, names = await queue.redis.scan(cursor=cursor, match=f"{_literal(queue.key_of(''))}*", count=PAGE)
         async with queue.redis.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.hmget(name, [*_FIELDS, "at_e", "enq"])
+                pipe.hmget(name, [*_FIELDS, "at_e"])
             rows = await pipe.execute()
         page = []
         for name, row in zip(names, rows, strict=True):
             if row[1] is not None and int(row[1]) == wanted:
-                *fields, ended, call = row
+                *fields, ended = row
                 job = _job(queue, name.decode()[prefix:], fields)
                 ended_at = float(ended) if ended is not None else _completed(queue, fields[0])
-                page.append((job, ended_at, (call or b"").decode()))
+                page.append((job, ended_at))
         if page:
             yield page
         if cursor <= 0:
@@ -192,7 +194,7 @@ async def _pages(queue: StoredJobs, place: str) -> AsyncIterator[list[str]]:
 
 
 def _job(queue: StoredJobs, key: str, fields: Sequence[bytes | None]) -> LiveJob:
-    body, state, priority, attempts, crashes, queued_at, ready_at, taken_at, worker, error = fields
+    body, state, priority, attempts, crashes, queued_at, ready_at, taken_at, worker, error, call = fields
     try:
         job = queue.deserialize(body)
     except Exception:  # nobody can read it; whoever takes it makes it a dead letter
@@ -211,6 +213,7 @@ def _job(queue: StoredJobs, key: str, fields: Sequence[bytes | None]) -> LiveJob
         worker=worker.decode() if worker else "",
         error=error.decode() if error else (job.error or "") if job else "",
         ttl=job.ttl if job else 600,
+        call=call.decode() if call else "",
         kwargs=queue.shown(job) if job else {},
         meta=job.meta if job and isinstance(job.meta, dict) else {},
     )

@@ -159,11 +159,15 @@ class OperatedJobs(StoredJobs):
         return said
 
     async def cancel_these(self, jobs: Sequence[LiveJob], reason: str, grace_s: float | None) -> Picked:
-        """Cancel jobs that were found. Without a grace: only those that wait, and nothing is kept of them."""
+        """Cancel jobs that were found, and none enqueued later with the key of one.
+
+        Without a grace: only those that wait, and nothing is kept of them.
+        """
         done: list[LiveJob] = []
         for page in _chunks(jobs):
-            facts = [(job.key, reason, -1 if grace_s is None else job.ttl, "", "", -1 if grace_s is None else grace_s)
-                     for job in page]  # fmt: skip
+            ends = [(job.ttl, grace_s) if grace_s is not None else (-1, -1) for job in page]
+            facts = [(job.key, reason, ttl, "", "", grace, job.call)
+                     for job, (ttl, grace) in zip(page, ends, strict=True)]  # fmt: skip
             said = await self.run_script("cancel", *(part for job in facts for part in job))
             done += [job for job, was in zip(page, said, strict=True) if was]
         if done:
@@ -185,10 +189,10 @@ class OperatedJobs(StoredJobs):
         return said
 
     async def hasten_these(self, jobs: Sequence[LiveJob]) -> Picked:
-        """Promote jobs that were found, if they are still delayed."""
+        """Promote jobs that were found, if they are still delayed, and none enqueued later with the key of one."""
         done: list[LiveJob] = []
         for page in _chunks(jobs):
-            said = await self.run_script("hasten", *(job.key for job in page))
+            said = await self.run_script("hasten", *(part for job in page for part in (job.key, job.call)))
             done += [job for job, yes in zip(page, said, strict=True) if yes]
         return Picked.of(jobs, done)
 
@@ -219,11 +223,11 @@ class OperatedJobs(StoredJobs):
                 said += Picked(len(chunk), done, Counter((state, one.function, one.priority) for one in chunk))
             return said
         async for page in ended_jobs(self, state):
-            old = [(job, call) for job, ended_at, call in page if ended_at <= until]
+            old = [job for job, ended_at in page if ended_at <= until]
             done = 0
             if old and not dry_run:
-                done = await self.run_script("forget", -2, *(part for job, call in old for part in (job.key, call)))
-            said += Picked(len(old), done, Counter((state, job.function, job.priority) for job, _ in old))
+                done = await self.run_script("forget", -2, *(part for job in old for part in (job.key, job.call)))
+            said += Picked(len(old), done, Counter((state, job.function, job.priority) for job in old))
         return said
 
     async def retry_failed(

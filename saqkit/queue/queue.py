@@ -356,7 +356,7 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
 
     async def _cancel(self, job: Job, error: str, grace_s: float) -> int:
         """In which state the job was, 0 where it was not live."""
-        was = int((await self.run_script("cancel", job.key, error, job.ttl, "", "", grace_s))[0])
+        was = int((await self.run_script("cancel", job.key, error, job.ttl, "", "", grace_s, ""))[0])
         if was:
             self.courier.go()  # its batch may have called back into another queue
         return was

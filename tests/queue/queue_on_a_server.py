@@ -76,7 +76,7 @@ class OnServer:
         return [key.decode() for key in self.run("promote", TICK_S)]
 
     def hasten(self, keys: Sequence[str]) -> Any:
-        return self.run("hasten", *keys)
+        return self.run("hasten", *(part for key in keys for part in (key, "")))
 
     def prioritise(self, key: str, level: int) -> Any:
         return self.run("prioritise", key, level)[0]

@@ -183,6 +183,38 @@ async def test_what_is_taken_while_it_is_cleared_is_left_alone(queue: Queue, sou
         await queue.finish(job, Status.COMPLETE)
 
 
+@pytest.mark.parametrize("operation", ["clear", "cancel", "cancel keys", "promote", "promote keys"])
+async def test_a_job_that_took_the_key_of_one_that_was_found_is_left_alone(
+    queue: Queue, make_queue: Callable[[], Queue], monkeypatch: pytest.MonkeyPatch, operation: str, sound: Sound
+) -> None:
+    later = time.time() + 3600 if "promote" in operation else 0
+    await waiting(queue, "again", "stays", scheduled=later)
+    others, run_script = make_queue(), queue.run_script
+
+    async def after_others(name: str, *words: Any) -> Any:
+        """Between the look and the change `again` ends elsewhere, and another job gets its key."""
+        if name in ("cancel", "hasten"):
+            job = await others.job("again")
+            assert job is not None
+            await others.update(job, status=Status.ACTIVE)
+            job.ttl = -1
+            await others.finish(job, Status.COMPLETE)
+            await waiting(others, "again", scheduled=later)
+        return await run_script(name, *words)
+
+    monkeypatch.setattr(queue, "run_script", after_others)
+    said = await {
+        "clear": lambda: queue.clear(),
+        "cancel": lambda: queue.cancel_jobs(),
+        "cancel keys": lambda: queue.cancel_keys(["again", "stays"]),
+        "promote": lambda: queue.hasten_jobs(),
+        "promote keys": lambda: queue.hasten_keys(["again", "stays"]),
+    }[operation]()
+    assert (said.found, said.done) == (2, 1)
+    assert await states(queue) == ({"again": "delayed", "stays": "waiting"} if later else {"again": "waiting"})
+    await sound(queue)
+
+
 async def test_cancel_by_keys_reaches_waiting_delayed_and_running_jobs(
     queue: Queue, until: Until, sound: Sound
 ) -> None:

@@ -2,12 +2,15 @@
 -- The key of a job that was running stays taken until its worker has stopped it, or the grace is over, so that no second
 -- copy runs beside it.
 -- ARGV for each job: key, reason, ttl (s), token (the holder ends its own attempt; else empty), row,
---       grace (s; below 0: only if it waits, one that runs is left alone)
+--       grace (s; below 0: only if it waits, one that runs is left alone), name of the call that enqueued it (left out or
+--       empty: whichever; else a later job of the same key is left alone)
 -- Returns for each job the state it was in, or 0 where it was not live.
 local at, said = now(), {}
-for i = 1, #ARGV, 6 do
+for i = 1, #ARGV, 7 do
   local key, ttl, token, grace = ARGV[i], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 5])
-  local f = redis.call('HMGET', J .. key, 'state', 'prio', 'tok', 'body', 'grp', 'run', 'batch')
+  local call = ARGV[i + 6] or ''
+  local f = redis.call('HMGET', J .. key, 'state', 'prio', 'tok', 'body', 'grp', 'run', 'batch', 'enq')
+  if call ~= '' and call ~= f[8] then f = {false} end
   local was = 0
   local waits = f[1] == QUEUED or f[1] == SCHEDULED -- then nobody holds it: a late token may not cancel it
   local stops = f[1] == ACTIVE and (token == f[3] or (token == '' and grace >= 0))
