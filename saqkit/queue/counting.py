@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from saqkit.queue.live_jobs import LIVE, live_jobs
@@ -158,16 +160,18 @@ async def statistics(queue: Queue, *, tenants: bool = False, times: bool = True)
 async def recorded_attempts(queue: Queue) -> pd.DataFrame:
     """The attempts table (`saqkit.spec.trace`) of what is recorded, see `Queue.record_attempts`; at most 100,000 rows.
 
-    Times are seconds since the first event of the table.
+    Times are seconds since the first event of the table. Attempts that end while it is read may be missing; of the
+    others none is, unless newer ones have pushed it out meanwhile.
     """
-    name, rows = queue.namespace("trace"), []
-    length = int(await queue.redis.llen(name))  # type: ignore[misc]  # typed for both kinds of client
-    for first in range(max(0, length - MOST_RECORDED), length, _PAGE):
-        # typed for both clients
-        # Typed for both clients.
-        found = await queue.redis.lrange(name, first, min(first + _PAGE, length) - 1)  # type: ignore[misc]
-        rows += [read(record, queue.name, "") for record in found]
-    return attempts_of(rows)
+    name = queue.namespace("trace")
+    records: dict[bytes, None] = {}
+    # From the newest back: what ends meanwhile pushes records into the next page, where they are met again.
+    for end in range(0, sys.maxsize, _PAGE):
+        page = await queue.redis.lrange(name, -end - _PAGE, -end - 1)  # type: ignore[misc]  # typed for both clients
+        records |= dict.fromkeys(reversed(page))
+        if len(page) < _PAGE or len(records) >= MOST_RECORDED:
+            break
+    return attempts_of(read(record, queue.name, "") for record in islice(records, MOST_RECORDED))
 
 
 def times_of(attempts: pd.DataFrame | None) -> dict[str, float]:

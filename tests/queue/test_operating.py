@@ -433,6 +433,43 @@ async def test_the_last_attempts_are_kept_and_no_more(queue: Queue) -> None:
             await queue.record_attempts(wrong)
 
 
+@pytest.mark.parametrize(("keep", "number"), [(1_000, 25), (25, 25), (25, 30)])
+async def test_no_recorded_attempt_is_missed_or_doubled_because_others_end_meanwhile(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, keep: int, number: int
+) -> None:
+    monkeypatch.setattr("saqkit.queue.counting._PAGE", 10)
+    await queue.record_attempts(keep)
+    for n in range(number):
+        await ended(queue, str(n), Status.COMPLETE)
+    lrange, later = queue.redis.lrange, 0
+
+    async def while_others_end(*words: Any) -> Any:
+        nonlocal later
+        page = await lrange(*words)
+        for _ in range(3):
+            await ended(queue, f"later {later}", Status.COMPLETE)
+            later += 1
+        return page
+
+    monkeypatch.setattr(queue.redis, "lrange", while_others_end)
+    found = list((await recorded_attempts(queue))["job"])
+    assert later >= 9
+    assert len(set(found)) == len(found)
+    pushed_out = max(0, number + later - keep)
+    assert found[-(number - pushed_out) :] == [str(n) for n in range(pushed_out, number)]
+
+
+async def test_at_most_a_hundred_thousand_recorded_attempts_are_read_the_last_ones(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saqkit.queue.counting._PAGE", 10)
+    monkeypatch.setattr("saqkit.queue.counting.MOST_RECORDED", 15)
+    await queue.record_attempts(100)
+    for n in range(25):
+        await ended(queue, str(n), Status.COMPLETE)
+    assert list((await recorded_attempts(queue))["job"]) == [str(n) for n in range(10, 25)]
+
+
 # --- slots of running workers ----------------------------------------------------------------------------------------
 
 
