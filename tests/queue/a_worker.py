@@ -1,4 +1,4 @@
-"""A worker process for the tests: a_worker.py URL hold|crash|take|block|spin|stock [NUMBER]."""
+"""A worker process for the tests: a_worker.py URL hold|crash|block|spin|quick SLOTS, take LIMIT UNIT, or race SLOTS."""
 
 from __future__ import annotations
 
@@ -50,11 +50,20 @@ def make(**options: Any) -> Queue:
 
 async def take(limit: RateLimit) -> None:
     """Take what the limit admits and finish it at once, for ever."""
-    queue = make(rate_limit=limit)
+    await finish_all(make(rate_limit=limit))
+
+
+async def finish_all(queue: Queue) -> None:
     while True:
         job = await queue.dequeue()
         assert job is not None
         await queue.finish(job, Status.COMPLETE)
+
+
+async def race(slots: int) -> None:
+    """So many slots that take whatever they get, by the rules that the queue is configured with, for ever."""
+    queue = make()
+    await asyncio.gather(*(finish_all(queue) for _ in range(slots)))
 
 
 def settings() -> dict[str, Any]:
@@ -66,5 +75,7 @@ def settings() -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[2] == "take":
         asyncio.run(take(RateLimit(limit=int(sys.argv[3]), period_s=0.3, unit=sys.argv[4])))  # type: ignore[arg-type]
+    elif sys.argv[2] == "race":
+        asyncio.run(race(int(sys.argv[3])))
     else:
         asyncio.run(Worker(make(), [hold, crash, block, spin, quick], concurrency=int(sys.argv[3])).start())
