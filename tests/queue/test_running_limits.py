@@ -38,7 +38,7 @@ async def taken(queue: Queue, free: int, request: int) -> list[str]:
 
 
 @pytest.mark.parametrize("fairness", ["none", "tenants"])
-async def test_never_more_run_than_the_limit_over_two_processes(
+async def test_never_more_run_than_the_limit_over_two_queue_objects_whatever_becomes_of_the_jobs(
     make_queue: MakeQueue, fairness: str, until: Until
 ) -> None:
     limits = (RunningLimit(key="tenant", limit=2), RunningLimit(key="job_type", limit=5))

@@ -17,6 +17,7 @@ from saq.job import Job, Status
 
 from saqkit.errors import UsageError
 from saqkit.queue import fault_sites
+from saqkit.queue.counting import recorded_attempts
 from saqkit.queue.queue import Queue
 from saqkit.queue.timetable import Schedule, stamp
 
@@ -44,6 +45,7 @@ async def looked_last(queue: Queue, schedule: Schedule, ago_s: float) -> float:
 
 async def test_three_workers_and_a_kill_fire_each_time_once(redis_url: str, queue: Queue, until: Until) -> None:
     kinds = [("saqkit", "0"), ("saqkit", "3600"), ("saq", "-45")]
+    await queue.record_attempts()
     workers = [subprocess.Popen([sys.executable, str(PROGRAM), redis_url, *words]) for words in kinds]
 
     async def told(number: int) -> Callable[[], Awaitable[bool]]:
@@ -66,8 +68,14 @@ async def test_three_workers_and_a_kill_fire_each_time_once(redis_url: str, queu
     keys = [key.decode() for key in await queue.redis.lrange("told", 0, -1)]  # type: ignore[misc]
     times = sorted(datetime.fromisoformat(key.removeprefix("each@")).timestamp() for key in keys)
     counted = Counter(keys)
-    # What a process that is killed runs, runs again (C6); each time is one job all the same.
-    assert sum(counted.values()) - len(counted) <= 2
+    attempts = await recorded_attempts(queue)
+    ended = attempts.groupby("job", observed=True)["outcome"].agg(list).to_dict()
+    # Each time is one job, done once. It runs again only where an attempt was lost with the process that is killed (C6).
+    assert all(outcomes.count("done") == 1 for outcomes in ended.values())
+    assert set(ended) <= set(counted)
+    again = {key: number for key, number in counted.items() if number > 1}
+    assert all(ended[key].count("lost") == number - 1 for key, number in again.items())
+    assert sum(outcomes.count("lost") for outcomes in ended.values()) <= 2, "it had two slots"
     times = sorted(set(times))
     assert times == [times[0] + n for n in range(len(times))]
     assert times[-1] <= now
