@@ -73,6 +73,37 @@ async def test_every_setting_acts_at_once_is_told_outlives_processes_and_is_take
     assert left & {queue.namespace(name) for name in groups} == set()
 
 
+async def test_turns_that_begin_while_thousands_wait_copy_no_line_and_lose_nobody(make_queue: MakeQueue) -> None:
+    queue, number = make_queue(), 5_000
+    jobs = [Job("f", key=str(n), priority=3 + n % 2, meta={"tenant": f"t{n % 7}"}) for n in range(number)]
+    assert all(await queue.enqueue_many(jobs))
+    given_back = await queue.dequeue(timeout=5)
+    assert given_back is not None
+    await queue.configure(fairness="tenants")
+
+    async def stands() -> int:
+        """How many places in sorted sets the queue's jobs have, all together."""
+        names = [name async for name in queue.redis.scan_iter(match=queue.namespace("*"), _type="zset")]
+        return sum([await queue.redis.zcard(name) for name in names])
+
+    ran = await taken(queue, 1, 0)
+    assert number < await stands() <= number + 1_000 + 50, "a take does more than its thousand"
+    assert (await audit(queue)).problems == ()
+    await queue.release(given_back)  # to its old place, among those that have their groups by now
+    await queue.set_priority("4001", "low")  # these are still to join theirs
+    await queue.abort(Job("f", key="4999", queue=queue), "not wanted")
+    await queue.enqueue("f", key="new", priority=3, meta={"tenant": "new"})
+    for request in range(1, 6):
+        assert (await audit(queue)).problems == ()
+        ran += await taken(queue, 1, request)
+    assert await queue.redis.exists(*(queue.namespace(f"behind:{level}") for level in range(1, 5))) == 0
+    for request in range(6, 20):
+        ran += await taken(queue, 1_000, request)
+    assert len(ran) == len(set(ran))
+    assert set(ran) == {*map(str, range(number - 1)), "new"}
+    assert (await audit(queue)).problems == ()
+
+
 async def test_limits_that_begin_while_jobs_run_count_them(make_queue: MakeQueue) -> None:
     queue = make_queue()
     await queue.enqueue_many(Job("f", key=str(n), meta={"tenant": "a"}, retries=3) for n in range(4))

@@ -36,7 +36,7 @@ local function ranked(name)
   return scores
 end
 
--- Each waiting job of a level stands in the line of its group, or will join it (`fresh`).
+-- Each waiting job of a level stands in the line of its group, or will join it (`behind`).
 local function visit_groups(prio, waiting_for)
   local level, joined = ranked('queued:' .. prio), {}
   for owner, turn in pairs(ranked('turns:' .. prio)) do
@@ -58,8 +58,9 @@ local function visit_groups(prio, waiting_for)
     end
     check(all_parked == (turn >= PARKED), 'the turn of owner ' .. owner .. ' in level ' .. prio .. ' is parked or not, wrongly')
   end
-  local fresh = ranked('fresh:' .. prio)
-  for key in pairs(level) do check(joined[key] or fresh[key], key .. ' is in queued:' .. prio .. ' but in no group') end
+  local from, last = string.match(redis.call('GET', Q .. 'behind:' .. prio) or '', '^(%S+) (%S+)$')
+  for _, key in ipairs(from and redis.call('ZRANGEBYSCORE', Q .. 'queued:' .. prio, from, last) or {}) do joined[key] = true end
+  for key in pairs(level) do check(joined[key], key .. ' is in queued:' .. prio .. ' but in no group') end
 end
 
 if arranged() then

@@ -37,11 +37,11 @@ local function choosing()
         for _, owner in ipairs(redis.call('ZRANGE', Q .. 'turns:' .. prio, 0, -1)) do
           local heads = Q .. 'heads:' .. prio .. ':' .. owner
           for _, group in ipairs(redis.call('ZRANGE', heads, 0, -1)) do
-            redis.call('DEL', Q .. 'line:' .. prio .. ':' .. group)
+            redis.call('UNLINK', Q .. 'line:' .. prio .. ':' .. group) -- its memory is freed beside the server's work
           end
           redis.call('DEL', heads)
         end
-        redis.call('DEL', Q .. 'turns:' .. prio, Q .. 'circle:' .. prio, Q .. 'left:' .. prio, Q .. 'fresh:' .. prio)
+        redis.call('DEL', Q .. 'turns:' .. prio, Q .. 'circle:' .. prio, Q .. 'left:' .. prio, Q .. 'behind:' .. prio)
       end
       forget_who_waits()
       redis.call('DEL', Q .. 'arranged', Q .. 'running')
@@ -51,7 +51,10 @@ local function choosing()
     if not arrangement then
       arrangement = {grouped, limits}
       redis.call('SET', Q .. 'arranged', cjson.encode(arrangement))
-      for prio = 1, 4 do redis.call('ZUNIONSTORE', Q .. 'fresh:' .. prio, 1, Q .. 'queued:' .. prio) end
+      for prio = 1, 4 do
+        local last = redis.call('ZRANGE', Q .. 'queued:' .. prio, -1, -1, 'WITHSCORES')[2]
+        if last then redis.call('SET', Q .. 'behind:' .. prio, '-inf ' .. last) end
+      end
       grouping = nil
       arranged()
       recount()
@@ -63,14 +66,17 @@ local function choosing()
     arranged()
     local left = 1000
     for prio = 1, 4 do
-      local fresh = left > 0 and redis.call('ZPOPMIN', Q .. 'fresh:' .. prio, left) or {}
+      local behind, line, most, fresh = Q .. 'behind:' .. prio, Q .. 'queued:' .. prio, left, {}
+      local from, last = string.match(left > 0 and redis.call('GET', behind) or '', '^(%S+) (%S+)$')
+      if from then fresh = redis.call('ZRANGEBYSCORE', line, from, last, 'WITHSCORES', 'LIMIT', 0, most) end
       left = left - #fresh / 2
+      if from and #fresh == 2 * most then redis.call('SET', behind, '(' .. fresh[#fresh] .. ' ' .. last)
+      elseif from then redis.call('DEL', behind) end
       for i = 1, #fresh, 2 do
-        local key = fresh[i]
+        local key, seq = fresh[i], fresh[i + 1]
         local f = redis.call('HMGET', J .. key, 'body', 'grp')
-        local seq = redis.call('ZSCORE', Q .. 'queued:' .. prio, key)
         local joined = f[2] and redis.call('ZSCORE', Q .. 'line:' .. prio .. ':' .. f[2], key)
-        if f[1] and seq and not joined then
+        if f[1] and not joined then
           local group = group_of(f[1])
           redis.call('HSET', J .. key, 'grp', group)
           join(key, prio, tonumber(seq), group)
@@ -238,7 +244,7 @@ local function choosing()
     for prio = 1, 4 do
       local _, score = first(Q .. (arrangement and 'turns:' or 'queued:') .. prio)
       if score and (score < PARKED or not arrangement) then return true end
-      if arrangement and redis.call('EXISTS', Q .. 'fresh:' .. prio) == 1 then return true end
+      if arrangement and redis.call('EXISTS', Q .. 'behind:' .. prio) == 1 then return true end
     end
     return false
   end

@@ -24,7 +24,8 @@
 -- | Q turns:1..4    | zset   | the owners who wait in a level; score = their turn, raised if all groups are parked   |
 -- | Q circle:1..4   | hash   | turns of a level: which is now, and how many turns anybody may be behind (see lines.lua) |
 -- | Q left:1..4     | zset   | owners without waiting jobs, as long as it matters; score = the turn they had         |
--- | Q fresh:1..4    | zset   | jobs that waited before there were groups, until they have joined theirs              |
+-- | Q behind:1..4   | string | while it exists, jobs of these places waited before there were groups and are to join  |
+-- |                 |        | theirs: the first (or `(` and the last that has), and the last                        |
 -- | Q wait:<p>:<n>  | zset   | parked groups of a level that wait for a name (see Q running; a tenant's is ["",t]);  |
 -- |                 |        | score = their rank then                                                               |
 -- | Q waits         | set    | level and name of each of these                                                       |
