@@ -70,11 +70,12 @@ async def test_three_workers_and_a_kill_fire_each_time_once(redis_url: str, queu
     counted = Counter(keys)
     attempts = await recorded_attempts(queue)
     ended = attempts.groupby("job", observed=True)["outcome"].agg(list).to_dict()
-    # Each time is one job, done once. It runs again only where an attempt was lost with the process that is killed (C6).
+    # Each time is one job, done once. It runs again only where an attempt of it ended otherwise: was lost with the
+    # process that is killed (C6), or given back by one that stops.
     assert all(outcomes.count("done") == 1 for outcomes in ended.values())
     assert set(ended) <= set(counted)
     again = {key: number for key, number in counted.items() if number > 1}
-    assert all(ended[key].count("lost") == number - 1 for key, number in again.items())
+    assert all(sum(outcome != "done" for outcome in ended[key]) >= number - 1 for key, number in again.items())
     assert sum(outcomes.count("lost") for outcomes in ended.values()) <= 2, "it had two slots"
     times = sorted(set(times))
     assert times == [times[0] + n for n in range(len(times))]
