@@ -140,9 +140,9 @@ def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
 
     A rate limit of jobs times the largest batch, of a queue and of a tenant; the jobs of one tenant, type, ... that may
     run at once, times the users that each serves at once, over the mean provider time of one user; how many jobs of
-    other levels pass the first of a level that has weights; a provider's rate; and per worker process, a provider's
-    connections and a job type's slots over the mean provider time of one user, and one event loop over the nominal CPU
-    time of one user (a faster or slower host scales the latter).
+    other levels pass the first of a level that has weights, or that nothing bounds them where levels are strict; a
+    provider's rate; and per worker process, a provider's connections and a job type's slots over the mean provider time
+    of one user, and one event loop over the nominal CPU time of one user (a faster or slower host scales the latter).
     """
     most = users_per_job(topology)
     for name, queue in topology.queues.items():
@@ -156,6 +156,9 @@ def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
                 yield _bound(f"queues.{name}.{field}", rate, f"queue {name}: {text}at most {rate:,.4g} users/s{whose}")
         for n, running in enumerate(queue.running_limits):
             yield from _running_bounds(topology, name, f"queues.{name}.running_limits.{n}", running, most)
+        if not queue.weights:
+            text = f"queue {name}: levels are strict, so low has no bound on its wait while more important jobs keep coming"
+            yield _bound(f"queues.{name}.weights", None, text)
         for level in Priority if queue.weights else ():
             passed = longest_wait(queue.weights or {}, level)
             text = f"queue {name}: of other levels at most {passed:,} jobs are taken"

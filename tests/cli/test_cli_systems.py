@@ -45,6 +45,35 @@ def test_a_system_is_measured(name: str) -> None:
     assert said["users_failed"] == said["dead"] == said["retries"] == 0
 
 
+LEVELS = """
+name = "levels"
+[[entry]]
+job_type = "f"
+[job_types.f]
+queue = "q"
+[queues.q]
+"""
+
+
+def test_show_says_how_long_each_level_may_wait(tmp_path: Path) -> None:
+    file = tmp_path / "levels.toml"
+    for weights, bounds in (
+        ("", {"": "levels are strict, so low has no bound on its wait while more important jobs keep coming"}),
+        ("weights = { critical = 8, high = 4, normal = 2, low = 1 }", {
+            f".{level}": f"of other levels at most {passed} jobs are taken while the first of level {level} waits and no "
+            "limit holds it back" for level, passed in {"critical": 3, "high": 5, "normal": 9, "low": 17}.items()
+        }),
+    ):  # fmt: skip
+        file.write_text(LEVELS + weights)
+        bounding = [bound for bound in answer("show", str(file))["bounds"] if "weights" in bound["at"]]
+        assert {bound["at"]: bound["text"] for bound in bounding} == {
+            f"queues.q.weights{level}": f"queue q: {text}" for level, text in bounds.items()
+        }
+        shown = " ".join(saqkit("show", str(file)).stdout.split())  # it is wrapped
+        assert all(f"queue q: {text}" in shown for text in bounds.values())
+        assert ("levels are strict" in shown) == (not weights)
+
+
 @pytest.fixture
 def people(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker, and a database with twelve students."""
