@@ -157,7 +157,8 @@ def bounds(topology: Topology) -> Iterator[dict[str, Any]]:
         for n, running in enumerate(queue.running_limits):
             yield from _running_bounds(topology, name, f"queues.{name}.running_limits.{n}", running, most)
         if not queue.weights:
-            text = f"queue {name}: levels are strict, so low has no bound on its wait while more important jobs keep coming"
+            text = f"queue {name}: levels are strict, so low has no bound on its wait"
+            text += " while more important jobs keep coming"
             yield _bound(f"queues.{name}.weights", None, text)
         for level in Priority if queue.weights else ():
             passed = longest_wait(queue.weights or {}, level)

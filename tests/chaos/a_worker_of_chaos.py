@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import saq.worker
-from everything import options, secret_of
+from everything import KEPT, options, secret_of
 from saq.job import Job, Status
 
 from saqkit.queue import fault_sites
@@ -122,7 +122,7 @@ async def parent(ctx: dict[str, Any], fails: int = 0, **_: Any) -> None:
     job: Job = ctx["job"]
     queues: list[Any] = [job.queue, ctx["there"]]
     for queue in queues:
-        await queue.follow_up(job, "work", ttl=0, retries=2, meta={"tenant": job.meta.get("tenant", "")})
+        await queue.follow_up(job, "work", ttl=0, retries=2, meta={"tenant": job.meta.get("tenant", ""), **KEPT})
     if job.attempts <= fails:
         raise RuntimeError("as it was told")
     leave(job)

@@ -22,11 +22,14 @@ Tell = Callable[..., None]
 
 @dataclass
 class Promise:
-    """What was enqueued: whether it is meant to die, may be cancelled, or was replayed so that it does not die."""
+    """What was enqueued: whether it is meant to die, may be cancelled, was replayed so that it does not die, or may be
+    forgotten by an operator, because it waits or is done.
+    """
 
     dies: bool = False
     cancelled: bool = False
     cured: bool = False
+    swept: bool = False
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Account:
     dead: int = 0
     poison: int = 0
     cancelled: int = 0
+    forgotten: int = 0
     lost: list[str] = field(default_factory=list)
     doubled: int = 0
     recovered: int = 0
@@ -92,6 +96,8 @@ async def account(queue: Queue, promises: dict[str, Promise], effects: Path, rec
             found.cancelled += 1
             if not promise.cancelled:
                 found.unexpected.append(f"{key}: cancelled")
+        elif status is None and promise.swept:
+            found.forgotten += 1
         else:
             found.lost.append(f"{key}: {status}")
     raw: Any = await queue.redis.hgetall(queue.namespace("counts"))  # type: ignore[misc]

@@ -12,16 +12,17 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
+from math import isnan
 from pathlib import Path
 from typing import Any
 
-from everything import ALONE, EACH, PLAIN
+from everything import ALONE, EACH, PLAIN, PROVIDERS, SWEPT, ZONED
 from operator_of_chaos import Reign
 
 from saqkit.queue.queue import Queue
 from saqkit.queue.unique import Unique
 from saqkit.spec.lifecycle import State
-from saqkit.spec.topology import RateLimit
+from saqkit.spec.topology import RateLimit, RunningLimit
 
 GRACE_S = 5.0
 """For so long a unique id stays taken when a running job is cancelled, unless its worker has stopped it before."""
@@ -50,6 +51,7 @@ class Known:
     tenant: str
     customer: str
     users: int
+    level: int
     queued: float
     ended: float
     attempts: list[Attempt] = field(default_factory=list)
@@ -94,24 +96,30 @@ class Span:
     ended: float
 
 
-async def known(queue: Queue) -> dict[str, Known]:
-    """All jobs of a queue, with their attempts in order."""
-    found: dict[str, Known] = {}
+async def known(queue: Queue, swept: Iterable[str] = ()) -> dict[str, Known]:
+    """All jobs of a queue, with their attempts in order.
+
+    Those of `swept` that are not there have been done and cleaned, if an attempt says so, else cleared.
+    """
+    nan = float("nan")
+    found = {key: Known(key, State.CANCELLED, "work", SWEPT, "", 1, 0, nan, nan) for key in swept}
     async for name in queue.redis.scan_iter(match=queue.key_of("*"), count=1000):
         # typed for both kinds of client
-        body, state, users, queued, ended = await queue.redis.hmget(  # type: ignore[misc]
-            name, ["body", "state", "users", "at_q", "at_e"]
+        body, state, users, level, queued, ended = await queue.redis.hmget(  # type: ignore[misc]
+            name, ["body", "state", "users", "prio", "at_q", "at_e"]
         )
         key, job = name.decode().removeprefix(queue.key_of("")), json.loads(body)
         kwargs, meta = job.get("kwargs") or {}, job.get("meta") or {}
         found[key] = Known(key, State(int(state)), job["function"], str(meta.get("tenant", "")),
-                           str(kwargs.get("customer", "")), max(1, int(users or 1)), float(queued),
+                           str(kwargs.get("customer", "")), max(1, int(users or 1)), int(level), float(queued),
                            float(ended or "nan"))  # fmt: skip
     for record in await queue.redis.lrange(queue.namespace("trace"), 0, -1):  # type: ignore[misc]
         outcome, key, at, _, _, _, _, ready, taken, _, _ = json.loads(record)
         found[key].attempts.append(Attempt(key, outcome, float(ready), float(taken), float(at)))
     for job in found.values():
         job.attempts.sort(key=lambda attempt: attempt.taken)
+        if isnan(job.ended) and job.attempts and job.attempts[-1].outcome == "done":
+            job.state = State.DONE
     return found
 
 
@@ -150,6 +158,14 @@ def windows(jobs: Mapping[str, Known], reigns: Sequence[Reign]) -> Iterator[str]
 
 
 def _window(whose: str, rate: RateLimit, taken: Sequence[Attempt], jobs: Mapping[str, Known]) -> Iterator[str]:
+    for weight, at in _weights(rate, taken, jobs):
+        if weight > rate.limit:
+            yield f"{whose}: {weight} {rate.unit} in {rate.period_s} s until {at}, {rate.limit} are allowed"
+            return
+
+
+def _weights(rate: RateLimit, taken: Sequence[Attempt], jobs: Mapping[str, Known]) -> Iterator[tuple[int, float]]:
+    """What each window weighs that ends with one that was taken, and when that was."""
     weights = [jobs[one.key].users if rate.unit == "users" else 1 for one in taken]
     first = weight = 0
     for n, one in enumerate(taken):
@@ -157,25 +173,58 @@ def _window(whose: str, rate: RateLimit, taken: Sequence[Attempt], jobs: Mapping
         while taken[first].taken <= one.taken - rate.period_s + JUST:
             weight -= weights[first]
             first += 1
-        if weight > rate.limit:
-            yield f"{whose}: {weight} {rate.unit} in {rate.period_s} s until {one.taken}, {rate.limit} are allowed"
-            return
+        yield weight, one.taken
 
 
 def running(jobs: Mapping[str, Known], reigns: Sequence[Reign]) -> Iterator[str]:
     """Was a job taken while as many of its kind ran as may?"""
+    for limit, value, number, at in _running(jobs, reigns):
+        if number > limit.limit:
+            yield f"{number} of {limit.key} {value} run at {at}, {limit.limit} are allowed"
+
+
+def _running(jobs: Mapping[str, Known], reigns: Sequence[Reign]) -> Iterator[tuple[RunningLimit, str, int, float]]:
+    """When a job was taken, each limit that then held: for which value, and how many of that ran."""
     changes = [(one.ended, 0, one.key) for one in attempts_of(jobs)]
     changes += [(one.taken, 1, one.key) for one in attempts_of(jobs)]
     run: Counter[tuple[str, str]] = Counter()
     for at, begins, key in sorted(changes):
         job = jobs[key]
-        names = {"tenant": job.tenant, "job_type": job.function, "customer": job.customer}
+        names = {"tenant": job.tenant, "job_type": job.function, "customer": job.customer,
+                 "provider": PROVIDERS.get(job.function, "")}  # fmt: skip
         run.update(dict.fromkeys(names.items(), 1 if begins else -1))
         settings = next((reign.settings for reign in reigns if reign.since <= at < reign.until), None)
         for limit in settings.running_limits if settings and begins else ():
             value = names[limit.key]
-            if (value or limit.key == "tenant") and run[limit.key, value] > limit.limit:
-                yield f"{run[limit.key, value]} of {limit.key} {value} run at {at}, {limit.limit} are allowed"
+            if value or limit.key == "tenant":
+                yield limit, value, run[limit.key, value], at
+
+
+def acted(jobs: Mapping[str, Known], reigns: Sequence[Reign]) -> Iterator[str]:
+    """What decided who was next, wherever it shows: a limit that was full, a job that passed another."""
+    taken = attempts_of(jobs)
+    for reign in reigns:
+        settings, those = reign.settings, [one for one in taken if reign.since <= one.taken < reign.until]
+        if (rate := settings.rate_limit) and any(weight == rate.limit for weight, _ in _weights(rate, those, jobs)):
+            yield "rate_limit"
+        if rate := settings.tenant_rate_limit:
+            for tenant in {job.tenant for job in jobs.values()}:
+                of_tenant = [one for one in those if jobs[one.key].tenant == tenant]
+                if any(weight == rate.limit for weight, _ in _weights(rate, of_tenant, jobs)):
+                    yield "tenant_rate_limit"
+        passed = [(jobs[one.key], jobs[other.key]) for n, other in enumerate(those) for one in those[n + 1 : n + 200]
+                  if one.ready < other.taken and one.ready < other.ready]  # fmt: skip
+        alike = [(one, other) for one, other in passed
+                 if one.function == other.function and not one.customer]  # fmt: skip
+        if settings.weights and any(one.level < other.level and one.tenant == other.tenant for one, other in alike):
+            yield "weights"
+        if settings.fairness == "tenants" and any(
+            one.level == other.level and one.tenant != other.tenant for one, other in alike
+        ):
+            yield "fairness"
+    for limit, _, number, _ in _running(jobs, reigns):
+        if number == limit.limit:
+            yield f"running limit of a {limit.key}"
 
 
 def paused(jobs: Mapping[str, Known], pauses: Iterable[tuple[float, float]]) -> Iterator[str]:
@@ -255,12 +304,13 @@ def at_once(jobs: Mapping[str, Known], ran: Iterable[Span], ids: Iterable[str]) 
 
 def firings(jobs: Mapping[str, Known], until: float) -> Iterator[str]:
     """Has each second between the first firing and the last one job, and did they go on until the end?"""
-    names = [key.removeprefix(f"{EACH}@") for key in jobs if key.startswith(f"{EACH}@")]
-    times = sorted(datetime.fromisoformat(name).timestamp() for name in names)
-    if not times or times != [times[0] + n for n in range(len(times))]:
-        yield f"firings at {times} are not those of each second"
-    elif times[-1] < until - 5:
-        yield f"the last firing was {until - times[-1]} s before the end"
+    for schedule in (EACH, ZONED):
+        names = [key.removeprefix(f"{schedule}@") for key in jobs if key.startswith(f"{schedule}@")]
+        times = sorted(datetime.fromisoformat(name).timestamp() for name in names)
+        if not times or times != [times[0] + n for n in range(len(times))]:
+            yield f"firings of {schedule} at {times} are not those of each second"
+        elif times[-1] < until - 5:
+            yield f"the last firing of {schedule} was {until - times[-1]} s before the end"
 
 
 def followers(jobs: Mapping[str, Known], there: Mapping[str, Known]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,7 +22,7 @@ import pytest
 from a_worker_of_chaos import Order, insist
 from accounting import Promise, Tell, account, actions, hits, sound
 from crowd import Crowd, Nursery
-from everything import ALONE, EACH, TENANTS, UNWANTED, secret_of
+from everything import ALONE, EACH, KEPT, TENANTS, UNWANTED, ZONED, secret_of
 from judging import Asked
 from operator_of_chaos import Operator, Reign
 from saq.job import Job
@@ -33,6 +34,7 @@ from saqkit.queue import fault_sites
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.queue.unique import Unique
+from saqkit.spec.lifecycle import State
 
 SHORT = Plan(jobs=400, safety_s=3.0, kill_every_s=0.5, rate=0.002, drain_s=30.0, stop_every=3)
 LONG = Plan(jobs=3_000, safety_s=20.0, kill_every_s=1.2, rate=0.001, drain_s=60.0, stop_every=3)
@@ -52,6 +54,7 @@ class Books:
     members: dict[str, list[str]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     recovered: int = 0
+    sealed: int = 0
 
     def job(self, key: str, random: Random, kinds: dict[str, float]) -> Job:
         """A job of one of some kinds, and what is promised of it."""
@@ -79,11 +82,13 @@ class Books:
             kwargs["customer"] = random.randint(1, 10)
         if function == "work" and random.random() < 0.5:
             kwargs["secret"] = secret_of(key)
+            self.sealed += 1
         return Job(function, key=key, kwargs=kwargs, retries=3, retry_delay=0.1, timeout=timeout, ttl=0,
-                   priority=random.randint(0, 4), scheduled=scheduled, meta={"tenant": tenant})  # fmt: skip
+                   priority=random.randint(0, 4), scheduled=scheduled,
+                   meta={"tenant": tenant, **KEPT})  # fmt: skip
 
 
-KINDS = {"plain": 66.0, "once": 6, "late": 12, "dies": 3, "unknown": 1, "held": 0.5, "parent": 8, "unwanted": 2}
+KINDS = {"plain": 66.0, "once": 6, "late": 12, "dies": 3, "unknown": 1, "held": 1, "parent": 8, "unwanted": 2}
 """Shares of the jobs that come one by one, and of members of batches."""
 MEMBERS = {"plain": 80.0, "once": 8, "late": 4, "dies": 1.5, "parent": 6}
 
@@ -92,24 +97,31 @@ async def single_jobs(queue: Queue, books: Books, plan: Plan, seed: int) -> None
     """Jobs of all kinds, evenly."""
     random = Random(f"{seed} jobs")
     jobs = [books.job(f"j{n}", random, KINDS) for n in range(plan.jobs)]
-    for job in jobs:
-        job.meta["keep_key_s"] = 3600  # so that it can be asked for again
     books.recovered = await produce(queue, jobs, plan.safety_s)
     books.due.update({job.key: job.scheduled for job in jobs if job.scheduled})
 
 
 async def batches(queue: Queue, there: Queue, books: Books, plan: Plan, seed: int) -> None:
-    """Batches, one after another; what is not answered is said again."""
+    """Batches, one after another, every other left open for a while; what is not answered is said again."""
     random, number = Random(f"{seed} batches"), plan.jobs // 50
     for n in range(number):
         id = f"b{n}"
-        jobs = [books.job(f"{id}:{m}", random, MEMBERS) for m in range(OF_A_BATCH)]
+        jobs = [books.job(f"{id}:{m}", random, {"dies": 1.0} if n == m == 0 else MEMBERS) for m in range(OF_A_BATCH)]
         for job in jobs:
             job.scheduled += time.time() if job.scheduled else 0
         books.members[id] = [job.key for job in jobs]
         back: dict[str, Any] = {f"on_{event}": Job("work", key=f"{event}:{id}", ttl=0, retries=3, queue=at)
                 for event, at in (("complete", queue), ("success", queue), ("death", there))}  # fmt: skip
-        await insist(lambda: queue.submit_batch(jobs, id=id, **back))  # noqa: B023  # it is over before they change
+        if n % 2:
+            await insist(lambda: queue.submit_batch(jobs, id=id, **back))  # noqa: B023  # it is over before they change
+        else:
+            await insist(lambda: queue.open_batch(id, **back))  # noqa: B023
+            for some in (jobs[:3], jobs[3:]):
+                assert all(await insist(queue.add_to_batch, id, some)), "a member of a new key is refused"
+                await asyncio.sleep(random.uniform(0.0, 0.3))
+                left_open = await insist(queue.get_batch, id)
+                assert (left_open.open, left_open.complete, left_open.success) == (True, False, False)
+            await insist(queue.close_batch, id)
         await asyncio.sleep(random.uniform(0.0, 2 * plan.safety_s / number))
 
 
@@ -124,7 +136,7 @@ async def unique_jobs(queue: Queue, books: Books, plan: Plan, seed: int) -> None
         since, twin = time.time(), ""
         try:
             said = await queue.submit("work", kwargs, key=key, unique=unique, ttl=0, retries=3, retry_delay=0.05,
-                                      priority=random.randint(1, 4), meta={"tenant": "b"})  # fmt: skip
+                                      priority=random.randint(1, 4), meta={"tenant": "b", **KEPT})  # fmt: skip
             accepted, twin = said.accepted, "" if said.accepted else said.key
         except AWAY:
             accepted = await insist(queue.job, key) is not None
@@ -178,7 +190,7 @@ async def run(nursery: Nursery, server: PrivateBroker, tmp_path: Path, monkeypat
         chaos.crowd.tend()
         coming = [asyncio.create_task(one) for one in (
             single_jobs(queue, books, plan, seed), batches(queue, there, books, plan, seed),
-            unique_jobs(queue, books, plan, seed))]  # fmt: skip
+            unique_jobs(queue, books, plan, seed), chaos.operator.all_done())]  # fmt: skip
         operating = asyncio.create_task(chaos.operator.run())
         try:
             await storm(plan, chaos.crowd, server, [queue, there], [*coming])
@@ -208,14 +220,15 @@ async def judge(chaos: Chaos, plan: Plan, folder: Path, nursery: Nursery, tell: 
     queue, there, books, operator = chaos.queue, chaos.there, chaos.books, chaos.operator
     await sound(queue)
     await sound(there)
-    jobs, others = await judging.known(queue), await judging.known(there)
     promises, elsewhere = books.promises, dict[str, Promise]()
+    jobs = await judging.known(queue, [key for key, promise in promises.items() if promise.swept])
+    others = await judging.known(there)
     for id in books.members:
         for event, place in (("complete", promises), ("success", promises), ("death", elsewhere)):
             if f"{event}:{id}" in (jobs if place is promises else others):
                 place.setdefault(f"{event}:{id}", Promise())
     for key in jobs:
-        if key.startswith(("work:", f"{EACH}@", f"{ALONE}@")):
+        if key.startswith(("work:", f"{EACH}@", f"{ALONE}@", f"{ZONED}@")):
             promises.setdefault(key, Promise())
     elsewhere.update({key: Promise() for key in others if key.startswith("work:")})
     judged = await account(queue, promises, chaos.effects, books.recovered)
@@ -247,13 +260,38 @@ async def judge(chaos: Chaos, plan: Plan, folder: Path, nursery: Nursery, tell: 
     print(f"operator: {dict(operator.did)}; asked {len(books.asked)}, attempts {len(judging.attempts_of(jobs))}")
     print(f"in the end: {operator.reigns[-1].settings}, slots {await queue.slots()}")
     assert {what: problems[:10] for what, problems in wrong.items() if problems} == {}
-    assert judged.accepted == judged.done + judged.dead + judged.cancelled
+    assert judged.accepted == judged.done + judged.dead + judged.cancelled + judged.forgotten
     assert judged.doubled <= judged.counts.get("lost", 0), "a job ran twice although its lease had not expired"
     assert aof, "there is no file in which to look for what was sealed"
     assert faults.total() >= 1, "a run without faults shows nothing"
     assert crowd.kills >= plan.safety_s / plan.kill_every_s / 2
     assert len(books.asked) > plan.safety_s
-    assert {"pause", "configure", "cancel", "promote", "prioritise"} <= operator.did.keys()
+    done = [job for job in jobs.values() if job.state == State.DONE]
+    acted = {
+        **dict.fromkeys(operator.acts, 0),
+        **dict.fromkeys(("rate_limit", "tenant_rate_limit", "weights", "fairness"), 0),
+        **{f"running limit of a {key}": 0 for key in ("tenant", "job_type", "customer", "provider")},
+        **operator.did,
+        **Counter(judging.acted(jobs, operator.reigns)),
+        **{f"refused: {one.id}": sum(asked.unique == one and bool(asked.twin) for asked in books.asked)
+           for one in UNIQUE},
+        **{f"fired: {name}": sum(key.startswith(f"{name}@") for key in jobs) for name in (EACH, ALONE, ZONED)},
+        **{f"called back: {event}": sum(key.startswith(f"{event}:") for key in (*jobs, *others))
+           for event in ("complete", "success", "death")},
+        **{f"followed {name}": sum(key.startswith("work:") for key in place)
+           for name, place in (("here", jobs), ("there", others))},
+        "delayed": sum(job.key in books.due for job in done),
+        "retried": sum(attempt.outcome == "retry" for attempt in judging.attempts_of(jobs)),
+        "replayed": (await _counts(queue)).get("dead_replayed", 0),
+        "swept": judged.forgotten,
+        "sealed": books.sealed,
+    }  # fmt: skip
+    print(f"acted: {acted}")
+    assert [what for what, times in acted.items() if not times] == []
+    dead = [key for key, job in jobs.items() if job.state == State.DEAD]
+    assert (await queue.clean("dead")).done == len(dead) > 0
+    await sound(queue)
+    assert await queue.jobs(dead) == [None] * len(dead)
 
 
 async def _counts(queue: Queue) -> dict[str, int]:

@@ -60,8 +60,8 @@ def test_show_says_how_long_each_level_may_wait(tmp_path: Path) -> None:
     for weights, bounds in (
         ("", {"": "levels are strict, so low has no bound on its wait while more important jobs keep coming"}),
         ("weights = { critical = 8, high = 4, normal = 2, low = 1 }", {
-            f".{level}": f"of other levels at most {passed} jobs are taken while the first of level {level} waits and no "
-            "limit holds it back" for level, passed in {"critical": 3, "high": 5, "normal": 9, "low": 17}.items()
+            f".{level}": f"of other levels at most {passed} jobs are taken while the first of level {level} waits "
+            "and no limit holds it back" for level, passed in {"critical": 3, "high": 5, "normal": 9, "low": 17}.items()
         }),
     ):  # fmt: skip
         file.write_text(LEVELS + weights)
