@@ -59,4 +59,4 @@ class Batches:
 
     def _call(self, batch: Batch, event: str) -> None:
         if target := getattr(batch.fan_out.type.fan_out, f"on_{event}"):
-            self._model.enqueue_children(batch.fan_out, target, [()])
+            self._model.enqueue_children(batch.fan_out, target, [()], f"on_{event}")

@@ -161,10 +161,13 @@ class Model:
         priority: int | None,
         tenant: str,
         parent: str,
+        callback: str = "",
     ) -> Job:
         job_type = self.topology.job_types[name]
         place = f"{event}" if job_type.fan_out or not len(users) else f"{event}-{users[0]}"
-        if parent and self._ways[name] > 1:
+        if callback:
+            place = f"{parent}-{callback}"  # one type can be called back for several reasons
+        elif parent and self._ways[name] > 1:
             place = parent  # two ways lead to jobs of the same users: as in the real application they are two jobs
         level = int(job_type.priority if priority is None else priority)
         return Job(f"{name}-{place}", name, job_type, event, event_at, users, level, tenant, parent)
@@ -175,11 +178,17 @@ class Model:
         for queue in dict.fromkeys(job.type.queue for job in jobs):
             self.wake(queue)
 
-    def enqueue_children(self, parent: Job, to: str, parts: Sequence[Sequence[int]]) -> None:
-        """Jobs of type `to` for each part of a job's users; a level or tenant given at the entry goes with them."""
+    def enqueue_children(self, parent: Job, to: str, parts: Sequence[Sequence[int]], callback: str = "") -> None:
+        """Jobs of type `to` for each part of a job's users; a level or tenant given at the entry goes with them.
+
+        `callback`: which of its batch's callbacks they are.
+        """
         own = self.topology.job_types[parent.type_name].priority
         level = None if parent.priority == own else parent.priority
-        jobs = [self._job(to, parent.event, parent.event_at, p, level, parent.tenant, parent.key) for p in parts]
+        jobs = [
+            self._job(to, parent.event, parent.event_at, part, level, parent.tenant, parent.key, callback)
+            for part in parts
+        ]
         self._opened(parent.event, len(jobs))
         self.batches.joined(parent, parts)
         self._put(jobs)

@@ -121,6 +121,92 @@ async def test_jobs_end_in_the_order_of_the_real_queue(case: str) -> None:
     assert [name for name in by_end if not name.startswith("gate")] == tenants or not tenants
 
 
+def spreading(**callbacks: str) -> dict[str, Any]:
+    """`gated` spreads its users over batches of `mail`, which call back."""
+    return {"job_types.gated": {"queue": "q", "fan_out": {"to": "mail", "batch_size": 2, "page_size": 4, **callbacks}}}
+
+
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[tuple[float, str, int], ...]]] = {
+    "the queue's own rate": (
+        {"queues.q.concurrency": 4, "queues.q.rate_limit": {"limit": 2, "period_s": 0.8}},
+        {"queues.q.rate_limit": None},
+        ((0.0, "gate", 1), (0.3, "slow", 2), (0.5, "a", 4)),
+    ),
+    "retries that wait": (
+        {"providers.quick.temporary_share": 0.4, "job_types.mail.retry": {"backoff": "fixed", "delay_s": 0.5}},
+        {"job_types.mail.retry.delay_s": 0.0},
+        ((0.0, "gate", 1), (0.2, "a", 6), (1.15, "slow", 1), (1.3, "b", 3)),
+    ),
+    "follow-ups that pass": (
+        {"job_types.mail.follow_up": [{"to": "critical"}, {"to": "low"}]},
+        {"job_types.mail.follow_up": [{"to": "low"}]},
+        ((0.0, "gate", 1), (0.2, "a", 3), (0.3, "b", 2)),
+    ),
+    "fan-in": (
+        spreading(on_complete="high", on_success="low"), spreading(on_complete="low", on_success="low"),
+        ((0.0, "slow", 1), (0.0, "gate", 6), (0.3, "gate2", 7), (0.4, "a", 4)),
+    ),
+    "fan-in of what dies": (
+        {**spreading(on_complete="low", on_success="critical", on_death="normal"),
+         "providers.quick.temporary_share": 0.3,
+         "job_types.mail.retry": {"max_attempts": 2, "backoff": "fixed", "delay_s": 0.0}},
+        spreading(on_complete="low", on_success="critical"),
+        ((0.0, "slow", 1), (0.2, "gate", 8), (0.3, "gate2", 4), (0.4, "a", 4)),
+    ),
+}  # fmt: skip
+
+
+def ended(attempts: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Attempts in the order in which they ended."""
+    columns = ["job_type", "tenant", "attempt", "users", "outcome"]
+    return [*attempts.sort_values("finished_at")[columns].itertuples(index=False, name=None)]
+
+
+def changed(topology: Topology, changes: dict[str, Any]) -> Topology:
+    """With other values at some paths."""
+    described = topology.to_dict()
+    for path, value in changes.items():
+        *places, name = path.split(".")
+        part = described
+        for place in places:
+            part = part[place]
+        part[name] = value
+    return Topology.parse(described)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+async def test_whatever_else_moves_jobs_moves_them_alike(case: str) -> None:
+    having, without, events = OTHERS[case]
+    topology, workload = changed(system(), having), coming(*events)
+    modelled = run(topology, workload, profile=None)
+    real = (await measured_run(topology, workload=workload, seed=1)).attempts
+    assert ended(modelled) == ended(real)
+    assert modelled["finished_at"].max() == pytest.approx(real["finished_at"].max(), rel=0.2)
+    assert ended(run(changed(topology, without), workload, profile=None)) != ended(modelled), "it matters"
+
+
+@pytest.mark.parametrize("fairness", ["none", "tenants"])
+def test_callbacks_of_one_type_are_as_many_jobs(fairness: str) -> None:
+    """So in a line that knows jobs by their names too."""
+    topology = changed(system(fairness=fairness), spreading(on_complete="low", on_success="low"))
+    called = run(topology, coming((0.0, "gate", 4)))["job"].tolist()[-2:]
+    assert called == ["low-gated-1-on_complete", "low-gated-1-on_success"]
+
+
+async def test_what_schedules_fire_passes_what_waits_as_in_the_real_queue() -> None:
+    fired = {"job_type": "high", "cron": "0 7 * * * 1", "users": 2, "tenant": "c", "name": "early"}
+    topology = changed(system(), {"schedules": [fired, {**fired, "name": "late", "job_type": "low"}]})
+    others = {"kind": "recorded", "at_s": [0.4, 0.6, 1.2], "entries": ["slow", "a", "b"], "users": [2, 3, 3]}
+    arrivals = {"kind": "scheduled", "start": "2026-03-28T07:00:00", "duration_s": 5, "others": others}
+    workload = Workload.parse({"arrivals": arrivals})
+    modelled = run(topology, workload, profile=None)
+    real = (await measured_run(topology, workload=workload, seed=1)).attempts
+    assert ended(modelled) == ended(real)
+    assert modelled.sort_values("finished_at")["job_type"].tolist() == [
+        "post", "high", "high", "post", *["mail"] * 6, *["low"] * 2,
+    ]  # fmt: skip
+
+
 # --- what is promised
 
 
