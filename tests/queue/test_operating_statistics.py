@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,27 @@ Until = Callable[..., Awaitable[float]]
 TENANTS = ("north", "south", "")
 
 
-async def a_real_run(queue: Queue, until: Until) -> None:
-    """Ninety jobs of three tenants and levels on a real worker; some fail once, some for good."""
+async def a_real_run(queue: Queue, until: Until, ran: list[float] | None = None, slowest_s: float = 0.007) -> None:
+    """Ninety jobs of three tenants and levels on a real worker; some fail once, some for good.
+
+    `ran`: where the functions note how long they run.
+    """
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if ran is not None:
+                ran.append(time.perf_counter() - began)
 
     async def work(ctx: dict[str, Any], *, n: int) -> None:
-        await asyncio.sleep(0.001 * (n % 7))
+        with noted():
+            await served(ctx, n)
+
+    async def served(ctx: dict[str, Any], n: int) -> None:
+        await asyncio.sleep(slowest_s / 7 * (n % 7))
         if n % 10 == 3 or (n % 10 == 4 and ctx["job"].attempts == 1):
             raise ValueError("no luck")
 
@@ -87,6 +104,39 @@ async def test_statistics_are_what_pandas_computes_on_the_attempts_table(queue: 
     frame = await statistics_frame(queue, tenants=True)
     assert list(frame["by"]) == ["queue", *["priority"] * 4, *["tenant"] * 3]
     pd.testing.assert_series_equal(frame.loc[0, list(TIMES)].astype(float), pd.Series(found.times), check_names=False)
+
+
+def by_hand(times: list[float], share: float) -> float:
+    """The percentile by its definition: between the two of that rank."""
+    ordered = sorted(times)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+async def test_percentiles_are_those_of_what_the_functions_saw_themselves(queue: Queue, until: Until) -> None:
+    ran: list[float] = []
+    began = time.time()
+    await a_real_run(queue, until, ran, slowest_s=0.7)
+    took_s = time.time() - began
+    found = await statistics(queue)
+    assert len(ran) == found.attempts == 90 + 9 + 9
+    for name, share in (("service_p50_s", 0.5), ("service_p95_s", 0.95), ("service_p99_s", 0.99)):
+        assert found.times[name] == pytest.approx(by_hand(ran, share), abs=0.06), name
+    assert 0.2 < found.times["service_p50_s"] < found.times["service_p95_s"] <= found.times["service_p99_s"] < 0.8
+    assert 0 < found.times["wait_p50_s"] < found.times["wait_p95_s"] < found.times["wait_p99_s"] < took_s
+
+
+async def test_what_was_cancelled_as_it_ran_is_an_attempt_too(queue: Queue) -> None:
+    await queue.record_attempts(1000)
+    await queue.enqueue("f", key="cancelled")
+    job = await queue.dequeue(timeout=5)
+    assert job is not None
+    await queue.abort(job, "not wanted")
+    found = await statistics(queue)
+    assert (found.cancelled, found.lost, found.completed, found.failed, found.attempts) == (1, 0, 0, 0, 1)
+    assert (await recorded_attempts(queue))["outcome"].tolist() == ["cancelled"]
 
 
 async def test_without_a_record_the_counters_are_known_and_the_percentiles_are_not(queue: Queue) -> None:
