@@ -156,7 +156,7 @@ class Operator:
 
     async def _retry_failed(self) -> bool:
         """Letters of jobs that failed, which no unique job does as often as that."""
-        return (await insist(self.queue.retry_failed, 2, Filter(error_class="RuntimeError"))).done > 0
+        return bool((await insist(self.queue.retry_failed, 2, Filter(error_class="RuntimeError"))).done > 0)
 
     async def _clear(self) -> bool:
         """Some jobs, of which workers may take the first; only those that wait are cancelled, and then forgotten."""
