@@ -28,6 +28,8 @@ class Line:
     """Calls to the server of a client, over a connection of the client's pool that is kept."""
 
     def __init__(self, client: Redis) -> None:
+        self.knows: set[str] = set()
+        """Names of what the server at the other end has been told, since it was connected to."""
         self._pool = client.connection_pool
         self._connection: Any = None
         self._connecting = asyncio.Lock()
@@ -82,6 +84,7 @@ class Line:
             self._connection.socket_timeout = None  # a line may be silent for long; one that owes an answer is watched
             self._reader = asyncio.create_task(self._read(self._connection), name="saqkit-line")
             self._sound = True
+            self.knows.clear()
             return self._connection
 
     async def _read(self, connection: Any) -> None:

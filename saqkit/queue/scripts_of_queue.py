@@ -121,6 +121,10 @@ async def call_all(
             fault_sites.armed.at("wake.before")
         for name, _ in calls:
             fault_sites.armed.at(f"{name}.before")
+    if len(calls) > 1 and (new := {name for name, _ in calls} - line.knows):
+        # One that has to be sent again because the server does not know it would run after those behind it.
+        await line.run(*[("SCRIPT", "LOAD", source(name)) for name in sorted(new)])
+        line.knows |= new
     commands: list[Sequence[Any]] = [("BLPOP", *wait)] if wait else []
     commands += [("EVALSHA", digest(name), len(keys), *keys, *args) for name, args in calls]
     said = await line.run(*commands)

@@ -13,9 +13,10 @@ from saq.worker import Worker
 
 from saqkit.broker import PrivateBroker
 from saqkit.queue.queue import Queue
-from saqkit.queue.scripts_of_queue import FOLDER, Refused, names, refusals
+from saqkit.queue.scripts_of_queue import FOLDER, Refused, names, refusals, source
 from saqkit.spec.lifecycle import TRANSITIONS
 
+MakeQueue = Callable[..., Queue]
 READ_ONLY = {"audit", "batch", "configure", "overview", "promote", "renew", "steer", "update"}
 
 
@@ -131,3 +132,21 @@ async def test_a_restart_of_the_server_loses_and_doubles_nothing(
         await queue.disconnect()
     finally:
         await asyncio.to_thread(server.stop)
+
+
+async def test_what_is_said_together_runs_in_its_order_on_a_server_that_knows_only_some_of_it(
+    make_queue: MakeQueue,
+) -> None:
+    queue = make_queue()
+    for n in range(2):
+        await queue.enqueue("f", key=str(n), retries=1)
+    (job,) = await queue.dequeue_many(lambda: 1)
+    await queue.redis.script_flush()
+    await queue.redis.script_load(source("take"))  # type: ignore[no-untyped-call]  # as redis-py is
+    said = queue.conclude(job, Status.FAILED, error="no")
+    (second,) = await queue.dequeue_many(lambda: 1)
+    assert (second.key, await said) == ("1", 1)
+    died, taken = await queue.redis.zscore(queue.namespace("dead"), "0"), queue.claim_of(second)
+    assert taken is not None
+    assert float(died) <= taken.taken_at
+    await queue.finish(second, Status.COMPLETE)
