@@ -69,10 +69,7 @@ def announce(
     if as_json:
         emit(said)
         return
-    if said["new"]:
-        how = "; its first job is queued" if said["enqueued"] else "; its first job is queued once the broker is back"
-    else:
-        how = " (announced before with this key)"
+    how = how_queued(said["enqueued"], "its first job") if said["new"] else " (announced before with this key)"
     click.echo(f"event {said['event']}: elapsed_ms {said['elapsed_ms']:.1f}{how}")
     if wait:
         counted = ", ".join(f"{name} {said[name]:,}" for name in ("rows", "sent", "failed", "pending"))
@@ -97,7 +94,6 @@ async def _announce(
     from saqkit.app.location import database_url, replica_url
     from saqkit.app.store import Store
     from saqkit.queue.building import build_queues
-    from saqkit.queue.scripts_of_queue import AWAY
 
     async with AsyncExitStack() as stack:
         url = await asyncio.to_thread(broker.resolve, redis)
@@ -107,23 +103,35 @@ async def _announce(
             stack.push_async_callback(queue.disconnect)
         # An application that announces is connected already: what is measured is the call.
         users = await store.count_users(audience)
-        with suppress(TimeoutError, *AWAY):
-            async with asyncio.timeout(1.0):
-                for queue in queues.values():
-                    await queue.redis.ping()  # type: ignore[misc]  # typed for both kinds of client
+        await connect(queues)
         start = time.monotonic()
         announced = await Announcer(topology, store, queues).announce(
             title=title, body=body, audience=audience, tenant=tenant, key=key
         )
         said = asdict(announced)
         if wait:
-            await _nobody_serves(topology, queues)
+            await tell_if_nobody_serves(topology, queues)
             said |= await served(topology, store, queues, announced.event, users * len(_channels(topology)), tell)
             said["waited_s"] = round(time.monotonic() - start, 3)
         return said
 
 
-async def _nobody_serves(topology: Topology, queues: dict[str, Queue]) -> None:
+async def connect(queues: dict[str, Queue]) -> None:
+    """Connect to the broker, unless it is away."""
+    from saqkit.queue.scripts_of_queue import AWAY
+
+    with suppress(TimeoutError, *AWAY):
+        async with asyncio.timeout(1.0):
+            for queue in queues.values():
+                await queue.redis.ping()  # type: ignore[misc]  # typed for both kinds of client
+
+
+def how_queued(enqueued: bool, what: str) -> str:
+    """What has become of the first job of what was saved."""
+    return f"; {what} is queued" if enqueued else f"; {what} is queued once the broker is back"
+
+
+async def tell_if_nobody_serves(topology: Topology, queues: dict[str, Queue]) -> None:
     """Say it when no worker is there: the wait is then for somebody to start one."""
     with suppress(Exception):
         idle = [name for name, queue in queues.items() if not (await queue.info())["workers"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saqkit.cli import options
+from saqkit.cli.announcing import connect, how_queued, tell_if_nobody_serves
 from saqkit.cli.interrupting import run
 from saqkit.cli.options import Amount, Count
 from saqkit.cli.output import emit, table
-from saqkit.errors import UsageError
+from saqkit.errors import DescriptionError, UsageError
 
 if TYPE_CHECKING:
     from saqkit.app.shop.money import Money
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from saqkit.spec.topology import Topology
 
 POLL_S = 0.02
+UNPAID = ("new", "charging")
 
 
 @click.command()
@@ -28,7 +31,7 @@ POLL_S = 0.02
 @click.option("--amount", required=True, metavar="X", help="E.g. 12.50.")
 @click.option("--currency", required=True, metavar="CODE", help="E.g. EUR.")
 @click.option("--tenant", default="", help="Only if the user is of this tenant.")
-@click.option("--key", help="Order once: a key that the tenant used before returns the first order.")
+@click.option("--key", help="Order once: a key that the tenant used before returns its order (default: a new one).")
 @click.option("--wait", type=Amount(), default=0.0, metavar="SECONDS", help="Wait so long for the payment to end.")
 @options.topology
 @options.redis
@@ -46,8 +49,9 @@ def checkout(
 ) -> None:
     """Check an order out, as a shop's web application does.
 
-    It is saved and its payment queued, in one transaction; `elapsed_ms` is what the customer waits. While the broker is
-    away it is saved all the same, and the workers' relay queues the payment later.
+    The order, its event and the event's outbox row are one transaction; then the payment is queued. `elapsed_ms` is
+    what the customer waits. While the broker does not answer the order is saved all the same, and the workers' relay
+    queues the payment later. The exit status is 0 for any order that is saved, paid or not: `state` tells.
     """
     from saqkit.app.shop.money import Money
 
@@ -57,8 +61,10 @@ def checkout(
         emit(said)
         return
     order = said["order"]
-    known = "" if said["new"] else " (checked out before with this key)"
-    click.echo(f"order {order['id']} of {order['amount']}: {_state(order)}{known}; elapsed_ms {said['elapsed_ms']:.1f}")
+    known = " (checked out before with this key)"
+    if said["new"]:
+        known = how_queued(said["enqueued"], "its payment") if order["state"] == "new" else ""
+    click.echo(f"order {order['id']} of {order['amount']}: {_state(order)}; elapsed_ms {said['elapsed_ms']:.1f}{known}")
 
 
 async def _check_out(
@@ -71,7 +77,9 @@ async def _check_out(
     from saqkit.app.shop.orders import as_json
     from saqkit.app.store import Store
     from saqkit.queue.building import build_queues
+    from saqkit.queue.cancelling import heed_cancellation
 
+    key = secrets.token_hex(8) if key is None else key
     async with AsyncExitStack() as stack:
         url = await asyncio.to_thread(broker.resolve, redis)
         store = await stack.enter_async_context(await Store.open(database_url()))
@@ -79,10 +87,21 @@ async def _check_out(
         for queue in queues.values():
             stack.push_async_callback(queue.disconnect)
         shop = Checkout(Announcer(topology, store, queues))
-        done = await shop.check_out(user=user, money=money, tenant=tenant, key=key, patience_s=1.0)
+        await connect(queues)  # an application that takes orders in is connected already: what is measured is the call
+        try:
+            done = await shop.check_out(user=user, money=money, tenant=tenant, key=key)
+        except (UsageError, DescriptionError):
+            raise
+        except BaseException:
+            click.echo(f"the order may be saved already: with --key {key} it is charged once", err=True)
+            raise
         order: Order | None = done.order
         ends = time.monotonic() + wait_s
-        while order is not None and order.state in ("new", "charging") and time.monotonic() < ends:
+        if wait_s and order.state in UNPAID:
+            click.echo(f"order {order.id} is saved (--key {key}); waiting for its payment", err=True)
+            await tell_if_nobody_serves(topology, queues)
+        while order is not None and order.state in UNPAID and time.monotonic() < ends:
+            heed_cancellation()
             await asyncio.sleep(POLL_S)
             order = await shop.orders.order(order.id)
         assert order is not None
