@@ -417,6 +417,16 @@ async def test_an_order_whose_broker_is_away_is_saved_and_paid_by_the_relay(redi
         await made.audit(orders)
 
 
+async def test_what_follows_a_poll_is_for_the_users_of_the_poll(redis_url: str, tmp_path: Path) -> None:
+    entry, follow = [{"job_type": "check-payments"}], [{"to": "receipt"}]
+    polls = shop(entry=entry, **{"job_types__check-payments__follow_up": follow})
+    async with open_shop(polls, redis_url, tmp_path) as made, made.worker():
+        await made.announcer.announce(title="a poll", audience=Audience(users=(1, 2)), patience_s=5)
+        await until(made.receipts)
+        await made.drained()
+        assert sorted(user for _, user in await made.receipts()) == [1, 2]
+
+
 async def test_a_payment_of_no_order_fails_and_charges_nobody(redis_url: str, tmp_path: Path) -> None:
     async with open_shop(shop(), redis_url, tmp_path) as made, made.worker():
         await made.announcer.announce(title="x", audience=Audience(users=(3,)), patience_s=5)

@@ -230,6 +230,15 @@ class JobType(Part):
                              '{ provider = "NAME", database = "ledger" }')  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _checks_for_nobody(self) -> JobType:
+        served = {"per_user": PerUser(database="none"), "send_concurrency": 1}
+        wrong = [name for name, unset in served.items() if getattr(self, name) != unset]
+        if self.work == "payment-check" and wrong:
+            raise ValueError(f'{wrong[0]} means nothing beside work = "payment-check", whose jobs serve no users: '
+                             "leave it out")  # fmt: skip
+        return self
+
     def edges(self) -> Iterator[tuple[str, str]]:
         """(key, target job type) of every edge that leaves this job type."""
         if self.fan_out:
@@ -451,11 +460,11 @@ class Topology(Part):
             _known(f"{at}.queue", "queue", job.queue, self.queues)
             if job.per_user.provider is not None:
                 _known(f"{at}.per_user.provider", "provider", job.per_user.provider, self.providers)
-                channel = self.providers[job.per_user.provider].channel
-                if job.work == "payment" and channel.startswith("email"):
-                    raise DescriptionError(f'"{name}" charges by it, and it sends email', value=channel,
+                paid_by = self.providers[job.per_user.provider]
+                if job.work == "payment" and paid_by.medium == "email":
+                    raise DescriptionError(f'"{name}" charges by it, and it sends email', value=paid_by.channel,
                                            key=f"providers.{job.per_user.provider}.channel",
-                                           hint='a provider of payments has channel = "api.payment"')  # fmt: skip
+                                           hint='channel = "api.payment", for instance')  # fmt: skip
             for key, target in job.edges():
                 _known(f"{at}.{key}", "job type", target, self.job_types)
                 if self.job_types[target].fan_out:
