@@ -156,16 +156,16 @@ def slow(**changes: object) -> Topology:
     ],
     ids=["nothing", "rate limit", "slots", "retries"],
 )
-def test_only_what_takes_longer_than_the_minute_is_changed(changes: dict[str, object], keys: set[str]) -> None:
-    shaped, slots, reasons = fit_the_minute(slow(**changes), 300, 100, 2)
+async def test_only_what_takes_longer_than_the_minute_is_changed(changes: dict[str, object], keys: set[str]) -> None:
+    shaped, slots, reasons = await fit_the_minute(slow(**changes), 300, 100, 2)
     assert set(reasons) == keys
     assert (slots is not None) == ("concurrency" in keys)
     drained = sim.predict(shaped, users=300, workers=2, concurrency=slots, replications=1)
     assert drained.combinations[0].measures["makespan_s"]["mean"] < 30
 
 
-def test_batches_become_so_small_that_there_are_fifty() -> None:
-    shaped, slots, reasons = fit_the_minute(saqkit.load("school-events"), 1000, 300, 2)
+async def test_batches_become_so_small_that_there_are_fifty() -> None:
+    shaped, slots, reasons = await fit_the_minute(saqkit.load("school-events"), 1000, 300, 2)
     assert shaped.job_types["announce"].fan_out is not None
     assert shaped.job_types["announce"].fan_out.batch_size == 20
     assert shaped.queues["notifications"].rate_limit is not None
@@ -173,3 +173,25 @@ def test_batches_become_so_small_that_there_are_fifty() -> None:
     assert reasons == {
         "job_types.announce.fan_out.batch_size": "batches of 20 users instead of 100, so that there are about 50 jobs"
     }
+
+
+async def test_slots_and_quicker_providers_come_only_where_they_help() -> None:
+    """Beside work that keeps the cores busy, neither more slots nor a provider that takes no time helps."""
+    busy = {"per_user": {"provider": "sms", "cpu_us": 100_000, "database": "none"}}
+    _, slots, reasons = await fit_the_minute(slow(job=busy, queue={"concurrency": 10}), 600, 200, 2)
+    assert (slots, reasons) == (None, {})
+
+
+async def test_the_time_that_a_real_server_takes_is_left_alone() -> None:
+    served = {"kind": "smtp", "latency": {"kind": "constant", "mean_s": 30.0}}
+    shaped, slots, reasons = await fit_the_minute(slow(provider=served), 300, 100, 2)
+    assert shaped.providers["sms"].latency.mean_s == 30.0
+    assert (slots, set(reasons)) == (80, {"concurrency"})
+
+
+async def test_a_demonstration_can_be_stopped_while_it_looks_for_what_fits(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await demonstrate(saqkit.load("school-events"), folder=tmp_path, echo=lines.append)
+    assert lines == []

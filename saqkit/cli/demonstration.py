@@ -95,7 +95,7 @@ async def demonstrate(
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"{folder}: the picture and the report cannot be written there; give a folder that can be")
     start, few = time.monotonic(), calibration_users or users_to_fit(topology)
-    shaped, slots, overrides = fit_the_minute(topology, users, few, workers)
+    shaped, slots, overrides = await fit_the_minute(topology, users, few, workers)
     echo(f"saqkit demo: {topology.title or topology.name}")
     if topology.story:
         echo(textwrap.fill(topology.story, 100))
