@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from saqkit.spec.workload import Workload
 from sim import predict
 from sim.engine.costs import PARTS, Costs
 from sim.engine.coverage import beyond_fast
-from sim.engine.fast.compiled import held_back
+from sim.engine.fast.compiled import HELD, call, deferred_signals
 from sim.engine.fast.engine import run_fast
 from sim.engine.model import Model
 from sim.fit.profile import Profile
@@ -330,19 +331,53 @@ def test_the_compiled_kernel_returns_them_too() -> None:
         assert_equal(topology, deployment, workload, seed=7, relieved=relieved, compiles=True)
 
 
-def test_an_interrupt_waits_until_compiled_code_has_ended() -> None:
+class Interrupted(Exception):
+    """What a signal's handler raises here."""
+
+
+def interrupts(number: int, _: object) -> None:
+    raise Interrupted(number)
+
+
+@pytest.fixture
+def _handlers_that_raise() -> Iterator[None]:
+    before = {number: signal.signal(number, interrupts) for number in HELD}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers_that_raise")
+@pytest.mark.parametrize("number", HELD, ids=lambda number: number.name)
+def test_a_signal_waits_until_compiled_code_has_ended(number: signal.Signals) -> None:
+    pytest.importorskip("numba")
     reached = []
 
-    def run() -> None:
-        with held_back():
-            signal.raise_signal(signal.SIGINT)
-            reached.append("the end")
+    class Kernel:
+        def compile(self, types: object) -> None:
+            pass
 
-    with pytest.raises(KeyboardInterrupt):
-        run()
+        def __call__(self, tables: object, sends: object) -> tuple[object, ...]:
+            signal.raise_signal(number)
+            reached.append("the end")
+            return ()
+
+    with pytest.raises(Interrupted):
+        call(Kernel(), (1, 2.0), (3,))  # type: ignore[arg-type]  # anything that numba knows the type of
     assert reached
-    with pytest.raises(KeyboardInterrupt):  # and afterwards all is as before
-        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(Interrupted):  # and afterwards all is as before
+        signal.raise_signal(number)
+
+
+def test_a_signal_that_python_does_not_handle_is_left_alone() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_signals():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_deadline_stops_both_at_the_same_moment() -> None:

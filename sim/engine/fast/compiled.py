@@ -19,6 +19,7 @@ from sim.engine.fast.tables import Tables
 
 FEW, MANY = 300_000, 10_000_000  # users that take Python about as long as numba takes to be imported, and to compile
 _users = 0
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP)
 HELPERS = (
     kernel._begin_write,
     kernel._lend,
@@ -93,25 +94,31 @@ def call(kernel: Any, tables: Any, sends: Sends) -> tuple[Any, ...]:
 
     type_of: Any = typeof  # numba has no annotations
     kernel.compile((type_of(tables), type_of(sends)))
-    with held_back():
+    with deferred_signals():
         found: tuple[Any, ...] = kernel(tables, sends)
     return found
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Let a Ctrl-C act afterwards: raised while numba makes Python's objects, it crashes the process."""
+def deferred_signals() -> Iterator[None]:
+    """Let a Ctrl-C, or another signal that Python handles, act afterwards: what a handler raises while numba makes
+    Python's objects crashes the process.
+    """
     if threading.current_thread() is not threading.main_thread():  # it is no other thread that signals interrupt
         yield
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    # Whatever else a signal does (nothing, the system's own, a handler that is not Python's) it may do at once.
+    before = {number: handler for number in HELD if callable(handler := signal.getsignal(number))}
     try:
+        for number in before:
+            signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
 
 
 def pays(users: int) -> bool:
