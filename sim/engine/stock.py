@@ -156,11 +156,12 @@ class StockLine:
 
 def delay_after(retry: Retry, failed: int, u: float) -> float:
     """Seconds that SAQ waits after execution number `failed`: it knows one fixed delay, or one that doubles and is
-    drawn from 0 to that (full jitter). The first delay stands for a list, and a factor is always 2.
+    drawn from 0 to that (full jitter). The first delay stands for a list, and a factor is always 2. A week bounds them,
+    as it does any policy of a description: SAQ is given `retry_backoff` = the cap, or a week.
     """
     if retry.backoff != "exponential":
         return retry.base_delay_s(1)
-    return min(retry.cap_s or LONGEST_DELAY_S, retry.delay_s * 2.0 ** min(max(failed - 1, 0), 60)) * u
+    return min(retry.cap_s or LONGEST_DELAY_S, LONGEST_DELAY_S, retry.delay_s * 2.0 ** min(max(failed - 1, 0), 60)) * u
 
 
 def ignored(topology: Topology) -> tuple[str, ...]:

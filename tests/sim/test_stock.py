@@ -232,6 +232,10 @@ def test_lists_and_fixed_delays_are_one_fixed_delay() -> None:
     assert delay_after(Retry(backoff="fixed", delay_s=4, jitter="full"), 3, 0.1) == 4
 
 
+def test_no_delay_of_stock_saq_is_longer_than_a_week_either() -> None:
+    assert delay_after(Retry(delay_s=1e6, cap_s=1e7, max_attempts=9), 5, 0.5) == 7 * 86_400 / 2
+
+
 def test_a_job_that_ends_while_the_broker_is_away_is_done_again() -> None:
     away = {"kind": "broker_restart", "at_s": 3.5, "down_s": 1.0}
     rows, outcome = play(jobs(), 1, [away])
