@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -139,3 +140,9 @@ def test_an_event_has_no_orders_to_pay() -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "topology shop charges orders" in done.stderr
     assert "use `saqkit checkout --topology shop`" in done.stderr
+
+
+def test_the_package_can_be_executed_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "saqkit", "systems"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "school-events" in done.stdout
