@@ -19,8 +19,8 @@ __all__ = ["Check", "check_connections"]
 
 @dataclass(frozen=True)
 class Check:
-    """How one connection is: `part` is broker, database or email, `text` says in one line what answered, or why not.
-    With `part` links it is no connection, but where the links in emails lead, or why nowhere.
+    """How one connection is: `part` is broker, database, or a provider's medium (email, api or sms), and `text` says in
+    one line what answered, or why not. With `part` links it is no connection, but where the links in emails lead.
 
     `took_ms`: until it had answered, connecting included. `warnings`: what works but puts jobs at risk.
     """
@@ -60,7 +60,7 @@ async def check_connections(topology: Topology, redis: str | None = None) -> lis
         async def look(name: str = name, greet: Callable[[], Awaitable[str]] | None = greet) -> tuple[str, list[str]]:
             return (await greet() if greet else f"{name}: {topology.providers[name].kind}, there is no server"), []
 
-        checks.append(await _timed(topology.providers[name].channel, look))
+        checks.append(await _timed(topology.providers[name].medium, look))
         await provider.close()
     return checks
 

@@ -167,3 +167,10 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], environ: dict[
     done = saqkit("check", *arguments, env=environ)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert reason in done.stderr
+
+
+def test_a_provider_of_one_of_several_messages_is_named_by_its_medium() -> None:
+    done = saqkit("check", "--topology", "shop")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines() if "warning" not in line] == [
+        "broker", "database", "api", "email", "sms"]  # fmt: skip
