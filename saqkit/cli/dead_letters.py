@@ -269,7 +269,6 @@ async def _gone(queues: Iterable[Queue]) -> str:
     dropped = expired = 0
     for queue in queues:
         # redis-py types it for both kinds of client
-        # Typed for both clients.
         said = await queue.redis.hmget(queue.namespace("counts"), ["dead_dropped", "dead_expired"])  # type: ignore[misc]
         dropped, expired = dropped + int(said[0] or 0), expired + int(said[1] or 0)
     if not dropped and not expired:

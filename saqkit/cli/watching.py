@@ -99,7 +99,6 @@ class ForMonitors(click.Command):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         # _told returns whatever it is given to call: here click's own context
-        # _told returns what it is given.
         return _told(lambda: super(ForMonitors, self).make_context(*args, **kwargs))  # type: ignore[no-any-return]
 
     def invoke(self, ctx: click.Context) -> Any:
