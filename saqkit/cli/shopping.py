@@ -97,8 +97,8 @@ async def _check_out(
             raise
         order: Order | None = done.order
         ends = time.monotonic() + wait_s
-        if wait_s and order.state in UNPAID:
-            click.echo(f"order {order.id} is saved (--key {key}); waiting for its payment", err=True)
+        if wait_s and done.order.state in UNPAID:
+            click.echo(f"order {done.order.id} is saved (--key {key}); waiting for its payment", err=True)
             await tell_if_nobody_serves(topology, queues)
         while order is not None and order.state in UNPAID and time.monotonic() < ends:
             heed_cancellation()

@@ -117,8 +117,8 @@ def deferred_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        for caught in dict.fromkeys(came):
+            signal.raise_signal(caught)
 
 
 def pays(users: int) -> bool:
