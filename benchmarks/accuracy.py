@@ -7,8 +7,10 @@
     python benchmarks/accuracy.py report    GRID    print what is demanded and found, by class
     python benchmarks/accuracy.py check             eight held-out configurations, here and now, under 15 minutes
 
-GRID is a folder; `data/grid` has the configurations that are to be recorded. Every run has its own probe beside it (1 s of the host's speed, alone
-and with all cores busy). Leave the machine alone while it measures: the kit marks runs that others disturbed.
+GRID is a folder; `data/grid` has the configurations that are to be recorded.
+
+Every run has its own probe beside it (1 s of the host's speed, alone and with all cores busy). Leave the machine alone
+while it measures: the kit marks runs that others disturbed.
 """
 
 from __future__ import annotations
