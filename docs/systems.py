@@ -19,8 +19,8 @@ HEAD = """# The five systems, row by row
 
 saqkit reproduces five systems, each of which is described by its makers. Each line is one of their statements, in a few
 words; where it is; the tests that show it, most of them with a real broker; and how it stands. `make systems` makes
-this page from `docs/systems.toml` and from the tests, which bear the rows that they show. The makers are those who built the
-five systems; a row's number begins with its system's, 000 to 004 in the order below.
+this page from `docs/systems.toml` and from the tests, which bear the rows that they show. The makers are those who
+built the five systems; a row's number begins with its system's, 000 to 004 in the order below.
 
 `saqkit show NAME` draws a system, `saqkit demo NAME` runs its story, shortened; `saqkit measure NAME`, `predict` and
 `plan` take each of them. `--users N` is one event, which comes in through one of the entries; `demo`, and a workload of
