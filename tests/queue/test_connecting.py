@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from real_servers import Server, ended, make_certificates, wait_until
 from redis import asyncio as aioredis
 from redis.crc import key_slot
 from redis.exceptions import NoPermissionError
+from saq.job import Job
 from whole_life import OPTIONS, keys_of, live
 
 from saqkit import broker
@@ -284,6 +285,32 @@ async def test_a_right_that_is_missing_is_said_and_not_waited_for(
     ) as caught:
         await use()
     assert "secret" not in str(caught.value)
+
+
+async def test_a_right_that_is_missing_amid_a_step_leaves_no_job_between_two_places(
+    limited: Callable[[str], str], make_queue: MakeQueue, sound: Callable[[Queue], Awaitable[None]]
+) -> None:
+    """What is told to listeners comes last: where it is refused, the step is whole."""
+    url = limited(f"{KEYS} {CHANNELS} {COMMANDS}".replace(" +publish", ""))
+    queue, sweeper = make_queue("q", url=url, lease_s=1.0), make_queue("q", url=url, lease_s=1.0)
+    await queue.enqueue_many([Job("f", key=key, timeout=0) for key in "abc"])
+    with pytest.raises(BrokerError, match="lacks a right"):
+        await queue.run_script("take", 2, "w", 1.0, 0, 1, "jobs", "somebody", 0, "", 0.2)
+    assert (await queue.count("active"), await queue.count("queued")) == (2, 1)
+    await sound(queue)
+    leased = queue.namespace("leases")
+    tokens = [await queue.redis.hget(queue.key_of(key), "tok") for key in "ab"]  # type: ignore[misc]
+    for key, token in zip("ab", tokens, strict=True):
+        with pytest.raises(BrokerError, match="lacks a right"):
+            await queue.run_script("finish", key, token, "{}", 600, "")
+    assert await queue.count("active") == 0
+    await sound(queue)
+    # A lease that is left over, as an older version may have left it, runs nothing again.
+    await queue.redis.zadd(leased, {"a": 1})
+    await sweeper.run_script("renew", 1.0)  # somebody lives
+    await sweeper.sweep()
+    assert (await queue.count("active"), await queue.count("queued")) == (0, 1)
+    assert await queue.redis.hget(queue.key_of("a"), "state") == b"4"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("left_out", ["+psubscribe", CHANNELS])

@@ -3,7 +3,7 @@
 --       then for each that follows: its queue (empty: this one), key, body, prio, users, keep (as in enqueue.lua)
 -- Returns for each job 1 done (3: and something is on its way into another queue), 0 refused (the claim is no longer held),
 -- 2 already done by this claim.
-local at, said, ended, i = now(), {}, {}, 1
+local at, said, ended, done, i = now(), {}, {}, {}, 1
 while i <= #ARGV do
   local key, token, ttl, followers = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3]), 0
   if not ttl then
@@ -22,7 +22,7 @@ while i <= #ARGV do
       redis.call('HSET', J .. key, 'state', DONE, 'body', ARGV[i + 2])
     end
     keep_for(key, ttl)
-    tell(key, 'complete')
+    done[#done + 1] = key
     if #ended == 1000 then leave(ended, 'complete') ended = {} end
     posted = false
     if followers > 0 or member then following() end
@@ -37,4 +37,5 @@ while i <= #ARGV do
   i = i + 5 + 6 * followers
 end
 leave(ended, 'complete')
+for _, key in ipairs(done) do tell(key, 'complete') end -- last, because a server may refuse it
 return said

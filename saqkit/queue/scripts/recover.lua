@@ -6,9 +6,9 @@ local at, poison = now(), tonumber(ARGV[1])
 contact(at, tonumber(ARGV[2]))
 local expired = redis.call('ZRANGEBYSCORE', Q .. 'leases', '-inf', millis(at), 'LIMIT', 0, 1000)
 for _, key in ipairs(expired) do
-  local f = redis.call('HMGET', J .. key, 'prio', 'seq', 'body', 'run', 'batch')
+  local f = redis.call('HMGET', J .. key, 'prio', 'seq', 'body', 'run', 'batch', 'state')
   redis.call('ZREM', Q .. 'leases', key)
-  if f[1] then
+  if f[6] == ACTIVE then -- else nobody holds it: only its lease was left
     local crashes = redis.call('HINCRBY', J .. key, 'crash', 1)
     record('lost', key, at, f[3])
     stop_running(key, f[4])
@@ -24,7 +24,7 @@ for _, key in ipairs(expired) do
       line_up(key, f[1], f[2])
       tell(key, 'queued')
     end
-  elseif arranged() then -- somebody deleted the job's hash by hand, and with it what it was counted as
+  elseif not f[6] and arranged() then -- somebody deleted the job's hash by hand, and with it what it was counted as
     recount()
     unpark_all()
   end

@@ -32,7 +32,6 @@ local function claim(key, number)
   if not f[6] then return end -- somebody deleted the job's hash by hand
   local token, attempt = string.format('%d-%.0f', number, at * 1000), tonumber(f[1] or '0') + 1
   redis.call('HSET', J .. key, 'state', ACTIVE, 'tok', token, 'at_t', at_text, 'worker', worker, 'att', attempt)
-  tell(key, 'active')
   hand_over(key, token, attempt, f)
   pairs_given[#pairs_given + 1] = key
   pairs_given[#pairs_given + 1] = token
@@ -148,6 +147,8 @@ if limit > 0 then redis.call('SET', Q .. 'weight', used) end
 if #taken > 0 then
   redis.call('ZADD', Q .. 'leases', unpack(leases))
   redis.call('SET', given, request .. ' ' .. cjson.encode(pairs_given), 'EX', math.ceil(lease) + 1)
+  -- Last, because a server may refuse it: then they have their leases, and whoever asks again gets them.
+  for i = 1, #pairs_given, 2 do tell(pairs_given[i], 'active') end
 end
 local due = redis.call('ZRANGE', Q .. 'incomplete', 0, 0, 'WITHSCORES')
 -- One process was woken; if it leaves something that may be taken, it wakes the next.
