@@ -34,6 +34,7 @@ _READ_BY_THE_KIT = ("event", "users")
 _SECONDS_OF_THE_KIT = ("keep_key_s", "retry_policy")
 """What a meta has of the kit's own numbers: they tell nobody anything, even if a code has the same digits."""
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
 _HOW = f"{VARIABLE}=ID:KEY,…: a KEY is the base64 of 32 bytes"
 
 
@@ -196,8 +197,10 @@ class Payload:
         found: set[str] = set()
         for name in (marked | job.__dict__.get("sealed", {}).keys()) & (job.kwargs or {}).keys():
             for text in _texts((job.kwargs or {})[name]):
-                quoted = (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text))
-                found |= {text, *(form[1:-1] for form in quoted), *_in_links_and_html(text)}
+                found.add(text)
+                if len(text) > 3:  # a short one in other words would be looked for within words too (see `hide`)
+                    quoted = (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text))
+                    found |= {*(form[1:-1] for form in quoted), *_in_links_and_html(text)}
         return sorted(filter(None, found - {HIDDEN}), key=lambda text: (-len(text), text))
 
 
@@ -239,7 +242,9 @@ def is_sealed(value: Any) -> bool:
 
 
 def shown(kwargs: Mapping[str, Any], hidden: Iterable[str] = ()) -> dict[str, Any]:
-    """Arguments as they may be shown."""
+    """Arguments as they may be shown; none where somebody has stored what is no table of them."""
+    if not isinstance(kwargs, Mapping):
+        return {}
     return {name: HIDDEN if name in hidden or is_sealed(value) else value for name, value in kwargs.items()}
 
 
@@ -287,7 +292,8 @@ def _in_links_and_html(text: str) -> set[str]:
     """A text as it stands in an address, in a query, and in HTML, of which there are two ways to write quotes."""
     escaped = html.escape(text)
     other = escaped.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
-    return {escaped, other, *(quoted(text, safe="", errors="surrogatepass") for quoted in (quote, quote_plus))}
+    links = [quoted(text, safe="", errors="surrogatepass") for quoted in (quote, quote_plus)]
+    return {escaped, other, *links, *(_PERCENT.sub(lambda found: found[0].lower(), link) for link in links)}
 
 
 def _about(key: str, function: str, name: str) -> bytes:

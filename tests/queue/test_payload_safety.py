@@ -349,6 +349,15 @@ def test_a_secret_is_hidden_as_it_stands_in_an_address_and_in_html() -> None:
             assert hide(f"451 [{form}] refused", secrets) == f"451 [{HIDDEN}] refused"
 
 
+def test_a_short_secret_is_hidden_as_a_word_and_no_word_loses_a_part() -> None:
+    job = Job("pay", kwargs={"iban": "a/b+c=", "person": ["<", "t.", "ab"]})
+    job.queue = type("Q", (), {"payload": payload()})()
+    told = "5 &lt; 7 in table <b> at most. %3Cx a%2fb%2Bc%3d a%2fb%2bc%3d a%2Fb%2Bc%3D ab"
+    assert hide(told, secrets_of(job)) == (
+        f"5 &lt; 7 in table <b> at most. %3Cx a%2fb%2Bc%3d {HIDDEN} {HIDDEN} {HIDDEN}"
+    )
+
+
 async def test_what_the_kit_writes_into_a_meta_tells_no_secret_by_chance(make_queue: MakeQueue) -> None:
     queue = make_queue(payload=payload())
     own = {"keep_key_s": 86400.0, "retry_policy": {"delay_s": 86400.0}}
