@@ -223,6 +223,8 @@ def _letter(queue: Queue, key: str, died_at: float, fields: Sequence[bytes | Non
         job = queue.deserialize(body)
     except Exception:  # it is here because nobody can read it
         job = None
+    if job is not None and not isinstance(job.function, str):
+        job = None
     return DeadLetter(
         key=key,
         queue=queue.name,

@@ -14,6 +14,7 @@ from saq.job import Job
 from saq.utils import now_seconds
 
 from saqkit.errors import UsageError
+from saqkit.queue.fields import refuse_odd_fields, refuse_odd_policy
 from saqkit.queue.job import QueuedJob, as_dict, compact
 from saqkit.queue.scripts_of_queue import AWAY
 from saqkit.queue.stored import LEVELS
@@ -124,7 +125,7 @@ class Enqueuer:
             head = compact(stored)[:-1]
 
             def words(kwargs: Mapping[str, Any], key: str | None) -> Words:
-                key = key or secrets.token_hex(16)
+                key = _key(key, function) if key else secrets.token_hex(16)
                 used.append(key)
                 try:
                     body = f'{head},"key":{compact(key)},"kwargs":{compact(kwargs)}}}'
@@ -145,12 +146,15 @@ class Enqueuer:
         level = job.priority or _NORMAL
         if isinstance(level, bool) or level not in LEVELS:
             raise UsageError(f"priority {job.priority} of job {job.key}: 1 critical, 2 high, 3 normal, 4 low")
+        refuse_odd_fields(job)
+        _key(job.key, job.function)
+        if "unique" in known:
+            _writable(known["unique"].id, job.function)
         if (policy := queue.policy_of(job)) is not None:
             job.retries = policy.max_attempts
-        for text in (job.key, known["unique"].id if "unique" in known else ""):
-            _writable(text, job)
         if queue.payload is not None:
             queue.payload.refuse_elsewhere(job)
+        refuse_odd_policy(job)  # whose error shows it: by now it has nothing that is to be sealed
         try:
             text = queue.serialize(job)
         except (TypeError, ValueError, RecursionError) as error:
@@ -163,8 +167,6 @@ class Enqueuer:
         return job.key, body, int(level), due, _weight(job.kwargs or {}), keep
 
     def _fits(self, body: str | bytes, key: str, function: str) -> str | bytes:
-        if key.startswith(">"):  # `>QUEUE>KEY` is what is on its way there
-            raise UsageError(f"job {key} ({function}): keys that begin with > are the queue's own (take another sign)")
         most = self._queue.max_body_bytes
         if most and len(body) > most:
             raise UsageError(
@@ -205,7 +207,7 @@ class Enqueuer:
         # A call whose reply was lost is known by its name: sent again, it reports success.
         queue = self._queue
         call = call or secrets.token_hex(4)
-        args: list[Any] = [queue.tick_s, f"batch {batch} {call}" if batch else call, now_seconds()]
+        args: list[Any] = [queue.tick_s, f"batch {batch} {call}" if batch else call, 0.0]
         alike = words[0][2:] if words else ()
         if words and all(one[2:] == alike for one in words):
             args += ("", *alike)
@@ -221,7 +223,8 @@ class Enqueuer:
                 await asyncio.sleep(pause_s)
         return await self._run_script(args)
 
-    async def _run_script(self, args: Sequence[Any]) -> list[Said]:
+    async def _run_script(self, args: list[Any]) -> list[Said]:
+        args[2] = now_seconds()  # of this try: the server takes it for the present when it reckons due times
         said: list[Said] = await self._queue.run_script("enqueue", *args)
         if not said and args[1].startswith("batch "):
             batch = args[1].split()[1]
@@ -246,11 +249,21 @@ def _accepted(job: Job, said: Said) -> bool:
     return said == 1
 
 
-def _writable(text: str, job: Job) -> None:
+def _key(key: Any, function: str) -> str:
+    """A job's key, if it can be one."""
+    if not isinstance(key, str):
+        raise UsageError(f"job {key!r} ({function}): its key is a {type(key).__name__} (give a text)")
+    if key.startswith(">"):  # `>QUEUE>KEY` is what is on its way there
+        raise UsageError(f"job {key} ({function}): keys that begin with > are the queue's own (take another sign)")
+    _writable(key, function)
+    return key
+
+
+def _writable(text: str, function: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"job {text!a} ({job.function}): half a character in its key or unique id cannot be written "
+        raise UsageError(f"job {text!a} ({function}): half a character in its key or unique id cannot be written "
                          "(a file's name that is not UTF-8? use os.fsencode(name).hex())") from None  # fmt: skip
 
 

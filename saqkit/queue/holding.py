@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from random import random
 from typing import TYPE_CHECKING, Any
 
 from redis import asyncio as aioredis
@@ -107,6 +108,12 @@ class HeldJobs(StoredJobs):
         if self.claim_of(job) is not None:
             await asyncio.shield(self.give_back(job))
 
+    def disown(self, job: Job) -> None:
+        """Stop renewing a job whose end cannot be told: it is recovered when its lease expires, as one that crashed."""
+        claim = self.claim_of(job)
+        if claim is not None and claim.said is None:
+            self._forget(claim)
+
     def _row(self, job: Job, claim: Claim) -> str:
         return row_of(self, job, claim) if claim.recorded else ""
 
@@ -153,7 +160,8 @@ class HeldJobs(StoredJobs):
     def policy_of(self, job: Job) -> Retry | None:
         """The retry policy of a job: its own if it has one, else that of its function.
 
-        Its own is in `meta["retry_policy"]`, as `Retry.to_dict` writes it; what is no policy there counts as none.
+        Its own is in `meta["retry_policy"]`, as `Retry.to_dict` writes it; what others have stored there and is
+        no policy counts as none.
         """
         own = job.meta.get("retry_policy") if isinstance(job.meta, dict) else None
         if own and isinstance(own, dict):
@@ -165,7 +173,11 @@ class HeldJobs(StoredJobs):
         """How long `job` waits before its next attempt, in seconds: a week at most, by whatever policy."""
         policy = self.policy_of(job)
         if policy is None:
-            return min(LONGEST_DELAY_S, job.next_retry_delay())
+            try:
+                return min(LONGEST_DELAY_S, job.next_retry_delay())
+            except OverflowError:  # as `Retry.base_delay_s`: it doubles with each attempt
+                most = job.retry_backoff if job.retry_backoff is not True else LONGEST_DELAY_S
+                return min(LONGEST_DELAY_S, most) * random()
         claim = self.claim_of(job)
         failed = claim.attempt if claim else max(1, job.attempts)
         event, users = job.meta.get("event", 0) if isinstance(job.meta, dict) else 0, _users(job)

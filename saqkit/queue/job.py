@@ -11,10 +11,10 @@ from typing import Any
 
 from saq.job import Job, Status
 
-_DEFAULTS = [(field.name, field.default) for field in dataclasses.fields(Job)]
-_BLANK = {name: None if default is dataclasses.MISSING else default for name, default in _DEFAULTS}
+_FIELDS = [(field.name, field.default) for field in dataclasses.fields(Job)]
+DEFAULTS = {name: None if default is dataclasses.MISSING else default for name, default in _FIELDS}
 _STATUS = {str(status.value): status for status in Status}
-_IN_SHORT = {name for name, _ in _DEFAULTS} - Job._EXCLUDE_NON_FULL
+_IN_SHORT = {name for name, _ in _FIELDS} - Job._EXCLUDE_NON_FULL
 
 
 compact = json.JSONEncoder(separators=(",", ":")).encode
@@ -60,7 +60,7 @@ class QueuedJob(Job):
 def as_dict(job: Job) -> dict[str, Any]:
     """What is stored of a job: its fields that are not as by default, as SAQ's `to_dict`."""
     values, told = job.__dict__, {}
-    for name, default in _DEFAULTS:
+    for name, default in _FIELDS:
         value = values[name]
         if value is not default and not _same(value, default):
             told[name] = value
@@ -81,7 +81,7 @@ def _same(value: Any, default: Any) -> bool:
 def new_job(function: str, given: Mapping[str, Any]) -> QueuedJob:
     """A job of what SAQ's `enqueue` is given: properties of the job, and else arguments of the function."""
     job = QueuedJob.__new__(QueuedJob)
-    job.__dict__.update(_BLANK, meta={}, function=function)
+    job.__dict__.update(DEFAULTS, meta={}, function=function)
     change(job, given)
     if job.key is None:
         job.key = token_hex(16)
@@ -92,7 +92,7 @@ def change(job: Job, given: Mapping[str, Any]) -> None:
     """Change a job as SAQ's `enqueue` is told to: its properties, or its arguments, all of them at once."""
     arguments: dict[str, Any] = {}
     for name, value in given.items():
-        if name in _BLANK:
+        if name in DEFAULTS:
             job.__dict__[name] = value
         else:
             arguments[name] = value
@@ -102,12 +102,12 @@ def change(job: Job, given: Mapping[str, Any]) -> None:
 
 def from_dict(stored: Mapping[str, Any], queue: Any) -> QueuedJob:
     """The job of what is stored of it. Raises `TypeError` where that is no job."""
-    if unknown := stored.keys() - _BLANK.keys():
+    if unknown := stored.keys() - DEFAULTS.keys():
         raise TypeError(f"a job has no {', '.join(sorted(unknown))}")
     if "function" not in stored or "key" not in stored:
         raise TypeError("a job needs a function and a key")
     job = QueuedJob.__new__(QueuedJob)
-    job.__dict__.update(_BLANK, meta={})
+    job.__dict__.update(DEFAULTS, meta={})
     job.__dict__.update(stored, queue=queue)
     if type(job.status) is str:
         job.status = _STATUS[job.status]

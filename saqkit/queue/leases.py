@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,17 +50,27 @@ class Claim:
     def overdue(self, by_s: float = 0.0) -> bool:
         """Whether the job's heartbeat has been missing, for more than `by_s` seconds."""
         job = self.job
-        return bool(job.heartbeat) and now_ms() > max(job.touched, job.started) + 1000 * (job.heartbeat + by_s)
+        try:
+            return bool(job.heartbeat) and now_ms() > max(job.touched, job.started) + 1000 * (job.heartbeat + by_s)
+        except TypeError:  # its function has put something there that is no number
+            return False
 
 
 class LeaseKeeper:
     """A daemon thread that renews the leases of the claims it is told of, every third of a lease.
 
     A claim is renewed up to its `until` (monotonic seconds: the job's timeout), so that a job which hangs is recovered.
-    So that the thread has its turn beside a loop which never sleeps, the process' switch interval is set to `SWITCH_S`.
+    While it has none it speaks for the process all the same, unless `is_heard`: a server that hears nobody takes itself
+    for having been away, and recovers nothing (see `contact` in `scripts/keys.lua`).
+
+    So that the thread has its turn beside a loop which never sleeps, the process' switch interval is set to `SWITCH_S`,
+    and stays so when this is closed: other queues of the process may need it.
     """
 
-    def __init__(self, client: aioredis.Redis, keys: list[str], lease_s: float) -> None:
+    def __init__(
+        self, client: aioredis.Redis, keys: list[str], lease_s: float, is_heard: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._is_heard = is_heard
         self._client = blocking_twin(client)
         self._keys, self._lease_s = keys, lease_s
         self._claims: set[Claim] = set()
@@ -98,14 +109,14 @@ class LeaseKeeper:
         while not self._stop.wait(self._lease_s / 3 if not away else min(0.5, self._lease_s / 3)):
             now = time.monotonic()
             held = self.held()
-            if not held:
+            if not held and self._is_heard():
                 continue
-            # Those that hang are given up, but the server still has to hear that this process lives (`contact`).
-            claims = [claim for claim in held if claim.until > now and not claim.overdue(by_s=self._lease_s)]
             args: list[str | bytes] = [str(self._lease_s)]
-            for claim in claims:
-                args += (claim.key, claim.token)
             try:
+                # Those that hang are given up, but the server still has to hear that this process lives (`contact`).
+                claims = [claim for claim in held if claim.until > now and not claim.overdue(by_s=self._lease_s)]
+                for claim in claims:
+                    args += (claim.key, claim.token)
                 said = self._call(args)
                 away = False
             except AWAY as error:

@@ -13,9 +13,14 @@ class OneTask(ABC):
         self._name = name
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether it is under way."""
+        return self._task is not None and not self._task.done()
+
     def begin(self) -> None:
         """Begin, unless it runs already."""
-        if self._task is None or self._task.done():
+        if not self.runs:
             self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def over(self) -> None:

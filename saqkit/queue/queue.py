@@ -24,6 +24,7 @@ from saqkit.queue.batches import BatchedJobs
 from saqkit.queue.configuring import ConfiguredJobs
 from saqkit.queue.connecting import queue_client
 from saqkit.queue.enqueueing import CHUNK, Enqueuer
+from saqkit.queue.fields import mend_fields, refuse_odd_changes
 from saqkit.queue.following import Courier, follow_up
 from saqkit.queue.holding import HeldJobs
 from saqkit.queue.job import change, compact, new_job
@@ -127,7 +128,8 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
         """Enqueue a job, or a function with its arguments; None while a job of its key lives or the key stays taken.
 
         What is enqueued at once shares a round trip. `kwargs` are properties of the job or arguments of the function.
-        `UsageError` if the job's body is longer than `max_body_bytes`, or its priority is none.
+        `UsageError` if the job's body is longer than `max_body_bytes`, its priority is none, or a field of it is not of
+        its kind (`retries="3"`).
         """
         if isinstance(job_or_func, str):
             job: Job = new_job(job_or_func, kwargs)
@@ -238,6 +240,7 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
         key, token, attempt, crashes, priority, first_queued, ready, body, recorded = row
         job = self.deserialize(body)
         assert job is not None
+        mend_fields(job)
         if IN_BODY in body and job.key not in self._unopened:
             payload = self.payload or Payload()
             job.kwargs, job.__dict__["sealed"] = payload.open(job.key, job.function, job.kwargs or {})
@@ -251,9 +254,13 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
         self._claims[claim.key] = claim
         job.__dict__["claim"] = claim
         if self._leases is None:
-            self._leases = LeaseKeeper(self.redis, self.keys, self.lease_s)
+            self._leases = LeaseKeeper(self.redis, self.keys, self.lease_s, self._is_heard)
         self._leases.add(claim)
         return job
+
+    def _is_heard(self) -> bool:
+        """Whether the server hears of this process by its questions, or need not, because it does not serve."""
+        return self._taker.asks or not self._upkeep.runs
 
     def bury_unreadable(self, row: list[Any], error: Exception) -> None:
         """Make a dead letter of a taken job whose body is no job."""
@@ -325,6 +332,7 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
 
         A status is a wish: "active" takes a waiting job for this process, "aborting" cancels it, a final one ends it.
         """
+        refuse_odd_changes(job, kwargs)
         job.touched = now_ms()
         for name, value in kwargs.items():
             if hasattr(job, name):

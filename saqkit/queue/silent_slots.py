@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ from saq.job import Job, Status
 
 if TYPE_CHECKING:
     from saqkit.queue.queue import Queue
+
+
+logger = logging.getLogger("saqkit")
 
 
 class SilentSlots:
@@ -39,7 +43,11 @@ class SilentSlots:
             await asyncio.sleep(1)  # it may be an abort, of which the worker speaks later
             if claim.said is None and not claim.lost:
                 error = "CancelledError: the function cancelled itself"
-                await (queue.retry(job, error) if job.retryable else queue.finish(job, Status.FAILED, error=error))
+                try:
+                    await (queue.retry(job, error) if job.retryable else queue.finish(job, Status.FAILED, error=error))
+                except Exception:  # whatever its function has made of it: it comes back when its lease expires
+                    logger.exception("job %s: how it ended could not be told", job.key)
+                    queue.disown(job)
 
         task = asyncio.create_task(fail(), name="saqkit-fail")
         self._failing.add(task)

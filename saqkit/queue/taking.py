@@ -76,6 +76,11 @@ class Taker:
         """Whether somebody waits for jobs here, so that due ones are found."""
         return (self._task is not None and not self._task.done()) or self._free_slots is not None
 
+    @property
+    def asks(self) -> bool:
+        """Whether a question is under way, if only one that waits for jobs: then the server hears of this process."""
+        return self._unanswered
+
     async def take(self, timeout: float) -> Job | None:
         """The next job for one slot, or None after `timeout` seconds (0: wait as long as it takes)."""
         future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()

@@ -100,3 +100,19 @@ async def test_one_that_is_refused_harms_none_that_come_with_it(queue: Queue) ->
     )
     assert [type(one) for one in said] == [UsageError if n == 3 else type(said[0]) for n in range(6)]
     assert await waiting(queue) == ["0", "1", "2", "4", "5"]
+
+
+async def test_a_time_that_is_said_again_after_an_outage_is_the_same_time(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delay is reckoned from the clock of the try that arrives, not of the first."""
+    import time
+
+    monkeypatch.setattr("saqkit.queue.line.PATIENCE_S", 0.5)
+    await queue.enqueue("warm")
+    await queue.redis.execute_command("CLIENT", "PAUSE", 1500, "WRITE")
+    due = time.time() + 100
+    await queue.enqueue("f", key="k", scheduled=due)
+    score = await queue.redis.zscore(queue.namespace("incomplete"), queue.job_id("k"))
+    assert score is not None
+    assert -0.1 < score - due < 1.0

@@ -205,3 +205,21 @@ async def test_sigterm_of_a_real_saq_process_leaves_nothing_active_and_spends_no
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+async def test_a_process_whose_slots_are_all_busy_after_their_jobs_recovers_what_another_held(
+    watcher: Queue, start_worker: Start, until: Until, counts: Counts
+) -> None:
+    """It holds nothing and asks for nothing, but it lives: the server was not away."""
+    await watcher.enqueue_many(Job("hold", key=str(n), timeout=0) for n in range(2))
+    mine = await watcher.dequeue()
+    worker = start_worker("hold", "1")
+    await until(has(watcher, "active", 2), 20)
+    assert mine is not None
+    await watcher.finish(mine, Status.COMPLETE)  # and whatever is to happen after it takes its time
+    worker.kill()
+
+    async def recovered() -> bool:
+        return (await counts(watcher)).get("lost", 0) == 1
+
+    await until(recovered, LEASE_S + SWEEP_S + 4)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from saqkit.errors import UsageError
 from saqkit.queue.dead_letters import replay
 from saqkit.queue.queue import Queue
 from saqkit.spec.backoff import LONGEST_DELAY_S, Retry
@@ -59,11 +61,50 @@ async def test_a_function_without_a_policy_can_have_jobs_with_one(make_queue: Ma
     assert numbers(await drain(queue, {"fail": fail})) == {"own": FOUR, "once": [(1, "dead")]}
 
 
-@pytest.mark.parametrize("own", [None, 5, "fast", [], {}, {"max_attempts": 0}, {"attempts": 9}, {"delay_s": "soon"}])
-async def test_what_is_no_policy_counts_as_none(make_queue: MakeQueue, own: Any) -> None:
+@pytest.mark.parametrize("own", [None, {}])
+async def test_an_empty_policy_is_none(make_queue: MakeQueue, own: Any) -> None:
     queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
     await queue.enqueue("fail", key="odd", meta={"retry_policy": own})
     assert numbers(await drain(queue, {"fail": fail})) == {"odd": USUAL}
+
+
+WRONG = [5, "fast", [], {"max_attempts": 0}, {"attempts": 9}, {"delay_s": "soon"}]
+
+
+@pytest.mark.parametrize("own", WRONG)
+async def test_what_is_no_policy_is_refused_however_it_is_enqueued(make_queue: MakeQueue, own: Any) -> None:
+    queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
+    meta = {"retry_policy": own}
+    said = r"^job odd \(fail\): its retry_policy"
+    with pytest.raises(UsageError, match=said):
+        await queue.enqueue("fail", key="odd", meta=meta)
+    with pytest.raises(UsageError, match=said):
+        await queue.submit("fail", key="odd", meta=meta)
+    with pytest.raises(UsageError, match=r"\(fail\): its retry_policy"):
+        await queue.enqueue_each("fail", [{}], meta=meta)
+    assert await queue.count("incomplete") == 0
+
+
+@pytest.mark.parametrize("own", WRONG)
+async def test_what_others_have_stored_and_is_no_policy_counts_as_none(make_queue: MakeQueue, own: Any) -> None:
+    queue = make_queue(policies=OF_FUNCTION, tick_s=0.05)
+    await queue.enqueue("fail", key="odd", retries=2)
+    body = json.dumps({"function": "fail", "key": "odd", "retries": 2, "meta": {"retry_policy": own}})
+    await queue.redis.hset(queue.key_of("odd"), "body", body)  # type: ignore[misc]
+    assert numbers(await drain(queue, {"fail": fail})) == {"odd": USUAL}
+
+
+@pytest.mark.parametrize("backoff", [True, 7.5])
+async def test_the_two_thousandth_attempt_waits_no_longer_than_others(make_queue: MakeQueue, backoff: Any) -> None:
+    """SAQ doubles the delay with each attempt, until it is no number."""
+    queue = make_queue(tick_s=0.05)
+    await queue.enqueue("fail", key="old", retries=3000, retry_delay=0.5, retry_backoff=backoff)
+    await queue.redis.hset(queue.key_of("old"), "att", 1999)  # type: ignore[misc]
+    drained = await drain(queue, {"fail": fail}, follow_time=False)
+    assert numbers(drained) == {"old": [(2000, "retry")]}
+    due = await queue.redis.zscore(queue.namespace("incomplete"), queue.job_id("old"))
+    assert due is not None
+    assert -2 < due - time.time() <= (LONGEST_DELAY_S if backoff is True else backoff) + 1
 
 
 @pytest.mark.parametrize(
