@@ -120,7 +120,7 @@ class Worker:
                 feeder.cancel()
 
     async def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`. Raises what has ended the serving of a queue, once the others have ended too."""
         for name, queue in self.queues.items():
             queue.worker_name = self.name
             self.of_queues[name] = Slots(queue, self.slots[name])
@@ -130,6 +130,8 @@ class Worker:
         self._feeders = [
             asyncio.create_task(self._feed(slots), name=f"feed-{name}") for name, slots in self.of_queues.items()
         ]
+        for feeder in self._feeders:
+            feeder.add_done_callback(self._feeder_ended)
         watch = asyncio.create_task(self._watch(), name="watch")
         follow = asyncio.create_task(self._follow(), name="follow")
         try:
@@ -144,6 +146,15 @@ class Worker:
             self.stop()
             await asyncio.wait([watch, follow, *self._feeders])
             await self._give_up()
+        for feeder in self._feeders:
+            if not feeder.cancelled():
+                feeder.result()
+
+    def _feeder_ended(self, feeder: asyncio.Task[None]) -> None:
+        """A process that serves a queue no longer ends, so that whoever watches it starts another."""
+        if not feeder.cancelled() and (error := feeder.exception()) is not None:
+            logger.error("%s has died, the worker stops", feeder.get_name(), exc_info=error)
+            self.stop()
 
     async def _feed(self, slots: Slots) -> None:
         """Keep the slots of a queue busy."""
@@ -160,23 +171,34 @@ class Worker:
 
     def _begin(self, slots: Slots, job: Job) -> None:
         self.jobs += 1
+        running = Running(job, slots, {**self._context, "worker": self, "queue": slots.queue, "job": job})
+        slots.taken()
+        try:
+            self._start(running)
+        except Exception as error:  # whatever a job is, it fails alone: its queue is served on
+            logger.exception("job %s could not be started", job.key)
+            why = f"{type(error).__name__}: {error}"
+            self._tell_end(running, lambda: self._failed(slots.queue, job, why))
+            self._leave(running)
+
+    def _start(self, running: Running) -> None:
+        job = running.job
         job.attempts += 1
         job.started, job.worker_id = now_ms(), self.name
         function = self.functions.get(job.function)
-        context = {**self._context, "worker": self, "queue": slots.queue, "job": job}
-        running = Running(job, slots, context)
-        slots.taken()
         if function is None:
-            slots.queue.conclude(job, Status.FAILED, error=f"UnknownFunction: this worker has no {job.function}")
+            error = f"UnknownFunction: this worker has no {job.function}"
+            running.slots.queue.conclude(job, Status.FAILED, error=error)
             self._leave(running)
             return
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_called(function, context, job.kwargs or {}))
+        ends_at = loop.time() + job.timeout if job.timeout else None
+        task = loop.create_task(_called(function, running.context, job.kwargs or {}))
         self._running[task] = running
-        if job.timeout:
-            why = f"TimeoutError: not done within {job.timeout} s"
-            running.deadline = loop.call_later(job.timeout, self._cancel, task, why)
         task.add_done_callback(self._ended)
+        if ends_at is not None:
+            why = f"TimeoutError: not done within {job.timeout} s"
+            running.deadline = loop.call_at(ends_at, self._cancel, task, why)
 
     def _cancel(self, task: asyncio.Task[Any], why: str) -> None:
         running = self._running[task]
@@ -199,11 +221,15 @@ class Worker:
             return
         if running.deadline is not None:
             running.deadline.cancel()
-        try:
-            self._conclude(task, running)
-        except Exception:  # whatever a job did, its slot lives on; its lease ends with its timeout
-            logger.exception("job %s: how it ended could not be told", running.job.key)
+        self._tell_end(running, lambda: self._conclude(task, running))
         self._leave(running)
+
+    def _tell_end(self, running: Running, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except Exception:  # whatever a job did, its slot lives on; it comes back when its lease expires
+            logger.exception("job %s: how it ended could not be told", running.job.key)
+            running.slots.queue.disown(running.job)
 
     def _conclude(self, task: asyncio.Task[Any], running: Running) -> None:
         queue, job = running.slots.queue, running.job
@@ -260,8 +286,9 @@ class Worker:
         if self._running:
             logger.warning("%d jobs are not done after the grace of %g s and are given back", len(self._running),
                            self.grace_s)  # fmt: skip
-        for task in list(self._running):
-            self._cancel(task, _STOPPED)
+        for task, running in list(self._running.items()):
+            if not running.cancelled_for:  # else it is ending, and what it was cancelled for is how it ends
+                self._cancel(task, _STOPPED)
         while self._running:
             await asyncio.wait(list(self._running), timeout=0.05)
         with suppress(TimeoutError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -227,3 +227,84 @@ async def test_whoever_wants_to_know_is_told_after_each_attempt(queue: Queue) ->
     await queue.enqueue("fail", retries=2)
     await drain(queue, {"fail": fail}, after_process=after)
     assert seen == [("fail", Status.QUEUED), ("fail", Status.FAILED)]
+
+
+async def test_a_job_that_cannot_be_started_fails_alone(queue: Queue) -> None:
+    ran = []
+
+    async def fine(ctx: dict[str, Any]) -> None:
+        ran.append(ctx["job"].key)
+
+    class Functions(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            if name == "odd":
+                raise TypeError("unhashable")
+            return super().get(name, default)
+
+    worker = Worker({queue.name: queue}, Functions(fine=fine), {queue.name: 1}, name="w")
+    task = asyncio.create_task(worker.run())
+    odd = await enqueue(queue, "odd", key="odd")
+    job = await enqueue(queue, "fine", key="fine")
+    try:
+        assert (await ended(queue, job)).status == Status.COMPLETE
+        assert (await ended(queue, odd)).status == Status.FAILED
+    finally:
+        worker.stop()
+        await asyncio.wait_for(task, 20)
+    assert ran == ["fine"]
+    (letter,) = await letters(queue)
+    assert (letter.key, letter.error) == ("odd", "TypeError: unhashable")
+
+
+async def test_a_worker_that_can_serve_a_queue_no_longer_ends_with_what_was_wrong(
+    saqkit_queue_factory: Callable[..., Queue],
+) -> None:
+    queue, other = saqkit_queue_factory(name="q"), saqkit_queue_factory(name="other")
+    served, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(ctx: dict[str, Any]) -> None:
+        served.set()
+        await may_end.wait()
+
+    async def dequeue_many(free: Callable[[], int]) -> list[Job]:
+        await served.wait()
+        raise RuntimeError("its code is broken")
+
+    queue.dequeue_many = dequeue_many  # type: ignore[method-assign]  # whatever it may be
+    job = await other.enqueue("slow")
+    assert job is not None
+    worker = Worker({"q": queue, "other": other}, {"slow": slow}, {"q": 1, "other": 1}, name="w", grace_s=10)
+    task = asyncio.create_task(worker.run())
+    await asyncio.wait_for(served.wait(), 10)
+    may_end.set()
+    with pytest.raises(RuntimeError, match="its code is broken"):
+        await asyncio.wait_for(task, 10)
+    assert (await ended(other, job)).status == Status.COMPLETE
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_timeout_stays_one_when_the_worker_gives_up_meanwhile(queue: Queue, swallows: bool) -> None:
+    cancelled, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(ctx: dict[str, Any]) -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            while not may_end.is_set():
+                with suppress(asyncio.CancelledError):
+                    await may_end.wait()
+            if not swallows:
+                raise
+        return "late"
+
+    job = await enqueue(queue, "slow", timeout=0.2, retries=1)
+    worker = Worker({queue.name: queue}, {"slow": slow}, {queue.name: 1}, name="w", grace_s=0)
+    task = asyncio.create_task(worker.run())
+    await asyncio.wait_for(cancelled.wait(), 10)
+    worker.stop()
+    asyncio.get_running_loop().call_later(0.3, may_end.set)  # it ends once the worker has given it up
+    await asyncio.wait_for(task, 10)
+    now = await ended(queue, job)
+    assert now.status == Status.FAILED
+    assert "TimeoutError: not done within 0.2 s" in str(now.error)
