@@ -149,22 +149,33 @@ async def ended_jobs(queue: StoredJobs, state: str) -> AsyncIterator[list[tuple[
     Each with when it ended (epoch seconds, NaN: unknown). There is no list of them: this looks through all jobs of the
     queue.
     """
-    cursor, wanted, prefix = 0, _STATES[state], len(queue.key_of(""))
-    while True:
-        cursor, names = await queue.redis.scan(cursor=cursor, match=f"{_literal(queue.key_of(''))}*", count=PAGE)
+    wanted = _STATES[state]
+    async for keys in stored_keys(queue):
         async with queue.redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hmget(name, [*_FIELDS, "at_e"])
+            for key in keys:
+                pipe.hmget(queue.key_of(key), [*_FIELDS, "at_e"])
             rows = await pipe.execute()
         page = []
-        for name, row in zip(names, rows, strict=True):
+        for key, row in zip(keys, rows, strict=True):
             if row[1] is not None and int(row[1]) == wanted:
                 *fields, ended = row
-                job = _job(queue, name.decode()[prefix:], fields)
+                job = _job(queue, key, fields)
                 ended_at = float(ended) if ended is not None else _completed(queue, fields[0])
                 page.append((job, ended_at))
         if page:
             yield page
+
+
+async def stored_keys(queue: StoredJobs) -> AsyncIterator[list[str]]:
+    """Pages of the keys of all jobs of a queue, whatever their state; one may be met twice.
+
+    This looks through all keys of the server. Every job that is there from beginning to end is met.
+    """
+    cursor, prefix = 0, len(queue.key_of("").encode())
+    while True:
+        cursor, names = await queue.redis.scan(cursor=cursor, match=f"{_literal(queue.key_of(''))}*", count=PAGE)
+        if names:
+            yield [name[prefix:].decode() for name in names]
         if cursor <= 0:
             return
 

@@ -1,6 +1,35 @@
 -- audit: is every job that a line names in exactly one place, with the state of that place? Are its groups' lines, what is
 -- parked, and the counts of running jobs as they should be? Reads only.
--- Returns {queued, scheduled, active, dead, outgoing, problem, problem, ...}
+-- ARGV: none; or keys of jobs: is each of these that has not ended named by the line of its state, or is it lost?
+-- Returns {queued, scheduled, active, dead, outgoing, problem, problem, ...}; where jobs are named {problem, ...}
+if #ARGV > 0 then
+  local problems = {}
+  for _, key in ipairs(ARGV) do
+    local kind = redis.call('TYPE', J .. key).ok
+    local function check(right, problem)
+      if not right then problems[#problems + 1] = key .. ' ' .. problem end
+    end
+    if kind == 'hash' then
+      local state, prio, seq, body = unpack(redis.call('HMGET', J .. key, 'state', 'prio', 'seq', 'body'), 1, 4)
+      local lines = {
+        [QUEUED] = 'queued:' .. (prio or ''), [SCHEDULED] = 'incomplete', [ACTIVE] = 'leases', [DEAD] = 'dead', [OUTGOING] = 'outgoing',
+      }
+      local line = lines[state]
+      if line then
+        local score = redis.call('ZSCORE', Q .. line, state == SCHEDULED and ID .. key or key)
+        check(score, 'is lost: it has state ' .. state .. ' and is not in ' .. line)
+        check(not score or state ~= QUEUED or score == seq, 'is not at its place in ' .. line)
+        check(body or state == OUTGOING, 'has no body')
+        check(redis.call('PTTL', J .. key) == -1, 'has state ' .. state .. ' and will vanish')
+      else
+        check(state == DONE or state == CANCELLED, 'exists with ' .. (state and 'state ' .. state or 'no state'))
+      end
+    else
+      check(kind == 'none', 'is a ' .. kind .. ' and no job') -- it may have ended since it was met
+    end
+  end
+  return problems
+end
 local seen, counts, problems = {}, {0, 0, 0, 0, 0}, {}
 local members = {} -- of each batch, by state: how many, and their weight
 local function visit(name, state, place)
