@@ -15,6 +15,9 @@ from saqkit.queue.scripts_of_queue import AWAY, Backoff, call_all
 
 logger = logging.getLogger("saqkit")
 
+CLAIMED = ("finish", "retry", "bury", "release")
+"""The scripts that are told of a job by its key and the claim's token, and then the rest."""
+
 Said = asyncio.Future[int]
 Asked = tuple[str, Sequence[Any], asyncio.Future[Any]]
 
@@ -23,7 +26,8 @@ class Flusher(OneTask):
     """Gathers what the slots of a process want to say in one turn of the loop, and says it in one round trip.
 
     While one round trip is under way the next gathers. One whose reply is lost is sent again: every transition compares
-    the claim's token, so the second time changes nothing and reports success.
+    the claim's token, so the second time changes nothing and reports success. The token then bears a mark (`holds` in
+    scripts/keys.lua): of a job that is kept for no time nothing else tells a second time from a late one.
     """
 
     def __init__(self, line: Line, keys: Sequence[str]) -> None:
@@ -81,12 +85,7 @@ class Flusher(OneTask):
         groups: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]],
         asked: Asked | None,
     ) -> None:
-        calls: list[tuple[str, Sequence[Any]]] = []
-        for (name, head), jobs in groups.items():
-            args = list(head)
-            for job, _ in jobs:
-                args += job
-            calls.append((name, args))
+        calls = _calls(groups)
         while True:
             if asked:
                 calls.append(asked[:2])
@@ -101,6 +100,7 @@ class Flusher(OneTask):
                 if not calls:
                     return
                 await self._backoff.wait(error)
+                calls = _calls(groups, again=b"?")
             except (DataError, UnicodeError) as error:  # something cannot be written: what it is fails alone
                 if len(calls) == 1 and sum(map(len, groups.values())) <= 1:
                     said = [error]
@@ -120,6 +120,18 @@ class Flusher(OneTask):
                 answers = [answers] * len(jobs)
             for (_, future), answer in zip(jobs, answers, strict=True):
                 _settle(future, answer)
+
+
+def _calls(
+    groups: dict[tuple[str, tuple[Any, ...]], list[tuple[tuple[Any, ...], Said]]], again: bytes = b""
+) -> list[tuple[str, Sequence[Any]]]:
+    calls: list[tuple[str, Sequence[Any]]] = []
+    for (name, head), jobs in groups.items():
+        args = list(head)
+        for job, _ in jobs:
+            args += (job[0], job[1] + again, *job[2:]) if name in CLAIMED else job
+        calls.append((name, args))
+    return calls
 
 
 def _settle(future: asyncio.Future[Any], answer: Any) -> None:

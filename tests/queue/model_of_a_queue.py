@@ -249,18 +249,23 @@ class Model:
                 self.jobs[key].expired = False
         return [int(yes) for yes in held]
 
-    def end(self, action: Action, claims: Sequence[tuple[str, int]], body: str, *, kept: bool = True) -> list[int]:
-        """What workers say of their attempts: 1 done, 0 refused and counted, 2 it is so already."""
-        self.deaths += 1
-        return [self._end(action, key, claim, body, kept) for key, claim in claims]
+    def end(
+        self, action: Action, claims: Sequence[tuple[str, int]], body: str, *, kept: bool = True, again: bool = False
+    ) -> list[int]:
+        """What workers say of their attempts: 1 done, 0 refused and counted, 2 it is so already.
 
-    def _end(self, action: Action, key: str, claim: int, body: str, kept: bool) -> int:
+        Of a job that is gone only who says it `again` may have made it so.
+        """
+        self.deaths += 1
+        return [self._end(action, key, claim, body, kept, again) for key, claim in claims]
+
+    def _end(self, action: Action, key: str, claim: int, body: str, kept: bool, again: bool) -> int:
         job = self.jobs[key]
         if not self.holds(key, claim):
             ends = {State(NEXT[State.ACTIVE][action])}
             if action in (Action.RETRY, Action.RETRY_NOW):
                 ends = {State.SCHEDULED, State.QUEUED}  # after its delay it is in line
-            if job.state == State.ABSENT or (self.was_last(key, claim) and job.state in ends):
+            if (again and job.state == State.ABSENT) or (self.was_last(key, claim) and job.state in ends):
                 return 2
             self.counts["fenced"] += 1
             return 0

@@ -96,7 +96,9 @@ class OnServer:
     def renew(self, claims: Sequence[tuple[str, int]]) -> Any:
         return self.run("renew", LEASE_S, *(part for key, claim in claims for part in (key, self.token(claim))))
 
-    def end(self, action: Action, claims: Sequence[tuple[str, int]], body: str, *, kept: bool = True) -> Any:
+    def end(
+        self, action: Action, claims: Sequence[tuple[str, int]], body: str, *, kept: bool = True, again: bool = False
+    ) -> Any:
         name, head, facts = {
             Action.FINISH: ("finish", (), (body, 600 if kept else -1, "{}")),
             Action.RETRY: ("retry", (TICK_S,), (body, FAR_S, "{}")),
@@ -104,7 +106,9 @@ class OnServer:
             Action.BURY: ("bury", (self.cap,), (body, "", "{}")),
             Action.RELEASE: ("release", (), (body, "{}")),
         }[action]
-        return self.run(name, *head, *(part for key, claim in claims for part in (key, self.token(claim), *facts)))
+        tokens = [self.token(claim) + b"?" * again for _, claim in claims]
+        told = [(key, token, *facts) for (key, _), token in zip(claims, tokens, strict=True)]
+        return self.run(name, *head, *(part for job in told for part in job))
 
     def update(self, key: str, claim: int | None, body: str) -> Any:
         return self.run("update", key, self.token(claim), body)

@@ -150,7 +150,7 @@ class SeveralWorkers:
     def say_it_again(self, who: int) -> None:
         """The reply to its last call was lost."""
         name, args, options = self.workers[who].last
-        self.both(name, *args, **options)
+        self.both(name, *args, **options, **({"again": True} if name == "end" else {}))
 
     def renew_or_update(self, numbers: list[int], renewed: bool, stranger: bool) -> None:
         claims = [self.claim(number)[:2] for number in numbers]

@@ -225,10 +225,38 @@ async def test_saying_the_end_of_an_attempt_twice_changes_nothing(queue: Queue, 
     }
     assert (await queue.run_script(name, *words[name]))[0] != 0
     before = await everything(queue)
-    repeated = (await queue.run_script(name, *words[name]))[0]
+    marked = [f"{word.decode()}?" if word == claim.token and name != "cancel" else word for word in words[name]]
+    repeated = (await queue.run_script(name, *marked))[0]
     assert repeated != 0 or (name, ttl) == ("cancel", -1)
     assert await everything(queue) == before
     assert await queue.redis.hget(queue.namespace("counts"), "fenced") is None  # type: ignore[misc]
+
+
+async def test_a_late_result_of_a_job_that_is_gone_is_refused_and_counted(
+    queue: Queue, make_queue: Callable[..., Queue], counts: Counts, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = make_queue()
+    await queue.enqueue("f", key="k", ttl=-1)
+    late = await taken(queue)
+    await queue.redis.zadd(queue.namespace("leases"), {"k": 1})
+    await other.sweep()
+    await other.finish(await taken(other), Status.COMPLETE)
+    assert not await queue.redis.exists(queue.key_of("k"))
+
+    await queue.finish(late, Status.COMPLETE, result="late")
+    assert await counts(queue) == {"lost": 1, "complete": 1, "fenced": 1}
+    assert "job k: the claim of this worker was no longer held, its result is refused" in caplog.text
+
+
+async def test_a_lost_reply_to_the_end_of_a_job_that_is_kept_for_no_time_is_no_late_result(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, counts: Counts, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queue.enqueue("f", key="k", ttl=-1)
+    job = await taken(queue)
+    await lose_next_reply(queue, monkeypatch, "finish")
+    await queue.finish(job, Status.COMPLETE)
+    assert await counts(queue) == {"complete": 1}
+    assert "refused" not in caplog.text
 
 
 async def lose_next_reply(queue: Queue, monkeypatch: pytest.MonkeyPatch, name: str) -> None:

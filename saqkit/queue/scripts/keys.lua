@@ -123,14 +123,17 @@ local function look_over_ids(many, at)
   for _, id in ipairs(redis.call('HRANDFIELD', Q .. 'unique', many)) do taken_by(id, at) end
 end
 
--- Whether `token` is the claim that may change the job now: 1 yes, 0 no (counted), 2 this very change is already made
--- (also where the job is gone: it may have been kept for no time at all).
+-- Whether `token` is the claim that may change the job now: 1 yes, 0 no (counted), 2 this very change is already made.
+-- A token that ends with "?" is said again, as the answer was lost: then a job that is gone was this change's too, as it
+-- may have been kept for no time at all. Who says it for the first time is late: somebody else has ended the job.
 -- Returns also how long the job's key stays taken after it is done (nil: no longer), what it is counted as while it runs, and
 -- its field `batch`.
 local function holds(key, token, target, later)
+  local again = string.sub(token, -1) == '?'
+  if again then token = string.sub(token, 1, -2) end
   local job = redis.call('HMGET', J .. key, 'state', 'tok', 'keep', 'run', 'batch')
   if job[1] == ACTIVE and job[2] == token then return 1, job[3], job[4], job[5] end
-  if not job[1] or (job[2] == token and (job[1] == target or job[1] == later)) then return 2 end
+  if (again and not job[1]) or (job[2] == token and (job[1] == target or job[1] == later)) then return 2 end
   redis.call('HINCRBY', Q .. 'counts', 'fenced', 1)
   return 0
 end
