@@ -25,6 +25,7 @@ from storm import LEASE_S, SLOTS, SWEEP_S, WORKERS, Plan, calm, produce, storm
 from saqkit.broker import PrivateBroker
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
+from saqkit.spec.lifecycle import POISON_CRASHES
 
 WORKER_KINDS = pytest.mark.parametrize("kind", ["saqkit", "saq"])
 FAST = Plan(jobs=1_500, safety_s=6.0, kill_every_s=1.0, rate=0.003, drain_s=30.0)
@@ -36,6 +37,7 @@ EVERY_RULE: Mapping[str, Any] = {
     "tenant_rate_limit": {"limit": 150},
     "running_limits": [{"key": "tenant", "limit": 6}, {"key": "job_type", "limit": 25}],
 }
+MOST_POISON = 5  # kills meet the same job three times by chance: none or one of 20,000 has been seen
 LONG = Plan(jobs=20_000, safety_s=60.0, kill_every_s=2.0, rate=0.0005, drain_s=90.0)
 
 
@@ -132,7 +134,8 @@ async def check(
     assert judged.unexpected == []
     assert judged.accepted == plan.jobs == judged.done + judged.dead + judged.cancelled
     assert judged.doubled <= judged.counts["lost"], "a job ran twice although its lease had not expired"
-    assert judged.doubled <= SLOTS * (kills + faults["exit"] + faults["kill"] + faults["sleep"])
+    assert judged.counts["lost"] <= SLOTS * (kills + faults["exit"] + faults["kill"] + faults["sleep"])
+    assert judged.poison <= min(MOST_POISON, judged.counts["lost"] // POISON_CRASHES), "jobs die of crashes of others"
     assert faults.total() >= 1, "a run without faults shows nothing"
     assert kills >= plan.safety_s / plan.kill_every_s / 2
 

@@ -1,7 +1,7 @@
 """A worker process for the tests of the contract: contract_worker.py URL OPTIONS, OPTIONS being JSON.
 
 `worker`: "saq" (SAQ's own) or "saqkit"; `slots`; `skew_s`: how wrong this process's clock is; `before_s`: how long
-SAQ's worker pauses between taking a job and running it; everything else goes to the queue.
+it pauses between taking jobs and running them; everything else goes to the queue.
 """
 
 from __future__ import annotations
@@ -94,6 +94,15 @@ async def main() -> None:
 
         await SaqWorker(QUEUE, FUNCTIONS, concurrency=slots, before_process=pause if before_s else None).start()
     else:
+        take = QUEUE.dequeue_many
+
+        async def pausing(*told: Any) -> Any:
+            jobs = await take(*told)
+            await asyncio.sleep(before_s)
+            return jobs
+
+        if before_s:
+            QUEUE.dequeue_many = pausing  # type: ignore[method-assign]
         functions = {function.__name__: function for function in FUNCTIONS}
         worker = Worker({"q": QUEUE}, functions, {"q": slots}, name="w", grace_s=0.5)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -70,6 +70,39 @@ async def test_a_worker_that_was_stopped_for_longer_than_its_lease_is_refused(
     await sound(other)
 
 
+@pytest.mark.parametrize("kind", ["saq", "saqkit"])
+async def test_a_worker_that_has_not_yet_learned_that_its_lease_is_lost_is_refused_and_counted(
+    make_queue: Callable[..., Queue], workers: Any, runs: Counts, counts: Counts, until: Eventually, sound: Sound,
+    kind: str,
+) -> None:  # fmt: skip
+    """Its lease is renewed every 10 s, so it knows of nothing when its function ends."""
+    other = make_queue(lease_s=30.0)
+    worker = workers.start(worker=kind, slots=1, lease_s=30.0, sweep_s=30.0)
+    for ttl in (600, -1):  # the second is done, and nothing is left of it
+        await other.enqueue("brief", key=str(ttl), seconds=1.5, ttl=ttl)
+
+        async def begun(key: str = str(ttl)) -> bool:
+            return key in await runs(other)
+
+        await until(begun, 20)
+        await other.redis.zadd(other.namespace("leases"), {str(ttl): 1})
+        await other.sweep()
+        job = await other.dequeue(timeout=5)
+        assert job is not None
+        await other.finish(job, Status.COMPLETE, result="right")
+
+        async def refused(times: int = 1 if ttl == 600 else 2) -> bool:
+            return (await counts(other)).get("fenced", 0) == times
+
+        await until(refused, 20)
+    stored = await other.job("600")
+    assert stored is not None
+    assert (stored.result, await other.job("-1")) == ("right", None)
+    assert await counts(other) == {"complete": 2, "lost": 2, "fenced": 2}
+    assert await workers.end(worker) == 0
+    await sound(other)
+
+
 @pytest.mark.parametrize("skew_s", [-30.0, 30.0])
 async def test_a_sweepers_wrong_clock_sweeps_nothing_too_early_or_too_late(
     make_queue: Callable[..., Queue], workers: Any, runs: Counts, counts: Counts, until: Eventually, skew_s: float

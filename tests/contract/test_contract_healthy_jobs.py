@@ -67,11 +67,13 @@ async def test_a_worker_that_starts_on_a_backlog_with_an_empty_script_cache_runs
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=LONG)])
+@pytest.mark.parametrize("kind", ["saq", "saqkit"])
 async def test_a_pause_between_taking_a_job_and_running_it_is_no_reason_to_sweep_it(
-    make_queue: Callable[..., Queue], workers: Any, runs: Counts, counts: Counts, until: Eventually, times: int
-) -> None:
+    make_queue: Callable[..., Queue], workers: Any, runs: Counts, counts: Counts, until: Eventually,
+    kind: str, times: int,
+) -> None:  # fmt: skip
     queue = make_queue()
-    worker = workers.start(worker="saq", slots=8, lease_s=1.0, sweep_s=0.05, before_s=2.0)  # twice the lease
+    worker = workers.start(worker=kind, slots=8, lease_s=1.0, sweep_s=0.05, before_s=2.0)  # twice the lease
     async with sweeping(queue):
         for turn in range(times):
             await queue.enqueue_many(Job("brief", key=f"{turn}.{n}", kwargs={"seconds": 0}) for n in range(8))
