@@ -268,6 +268,8 @@ def _writable(text: str, function: str) -> None:
 
 
 def _kept_s(job: Job) -> float:
+    if job.key.startswith("cron:"):  # SAQ's workers enqueue the next firing under the same key
+        return 0
     meta: object = job.meta
     said = meta.get("keep_key_s") or 0 if isinstance(meta, dict) else 0
     if not isinstance(said, int | float) or not isfinite(said):

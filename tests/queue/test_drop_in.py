@@ -154,6 +154,80 @@ async def test_cron_jobs_run_once_each_time_with_two_workers(queue: Queue, make_
     assert all(later - earlier > 0.5 for earlier, later in pairwise(runs))
 
 
+async def test_the_key_of_a_cron_job_is_free_as_soon_as_it_is_done(queue: Queue) -> None:
+    for _ in range(3):
+        assert await queue.enqueue("tick", key="cron:tick", meta={"keep_key_s": 3600}) is not None
+        job = await queue.dequeue(timeout=5)
+        assert job is not None
+        assert await queue.enqueue("tick", key="cron:tick") is None
+        await queue.finish(job, Status.COMPLETE)
+
+
+async def test_batch_cancels_what_is_under_way_when_its_block_fails(queue: Queue) -> None:
+    async with working(queue):
+        async with queue.batch():
+            whole = await queue.enqueue("echo", a=1)
+            assert whole is not None
+            await whole.refresh(10)
+        assert whole.status == Status.COMPLETE
+        with pytest.raises(ValueError, match="in the block"):
+            async with queue.batch():
+                running = await queue.enqueue("sleep", a=60)
+                assert running is not None
+                while await queue.count("active") == 0:
+                    await asyncio.sleep(0.01)
+                raise ValueError("in the block")
+        job = await ended(queue, running.key)
+        assert job.status == Status.ABORTED
+    assert await queue.enqueue("echo") is not None  # outside a batch nothing is gathered
+
+
+async def test_version_is_that_of_the_server(queue: Queue) -> None:
+    told = await queue.redis.info("server")
+    version = await queue.version()
+    assert version == tuple(int(part) for part in told["redis_version"].split("."))
+    assert version >= (6, 2)
+
+
+async def test_swept_error_message_is_that_of_a_job_without_heartbeat(make_queue: Callable[..., Queue]) -> None:
+    queue = make_queue(swept_error_message="nobody heard of it")
+    assert queue.swept_error_message == "nobody heard of it"
+    async with working(queue):
+        await queue.enqueue("sleep", key="silent", a=60, heartbeat=1, timeout=60)
+        job = await ended(queue, "silent")
+    assert job.status == Status.FAILED
+    assert job.error == "nobody heard of it: no heartbeat for 1 s"
+
+
+async def test_max_concurrent_ops_bounds_how_many_look_at_once(
+    make_queue: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, looking, most = make_queue(max_concurrent_ops=3), 0, 0
+    await queue.enqueue_many(Job("echo", key=str(n)) for n in range(30))
+    pipeline = queue.redis.pipeline
+
+    def counted(**options: Any) -> Any:
+        pipe = pipeline(**options)
+        execute = pipe.execute
+
+        async def slowly() -> Any:
+            nonlocal looking, most
+            looking += 1
+            most = max(most, looking)
+            await asyncio.sleep(0.01)
+            found = await execute()
+            looking -= 1
+            return found
+
+        pipe.execute = slowly
+        return pipe
+
+    monkeypatch.setattr(queue.redis, "pipeline", counted)
+    found = await asyncio.gather(*(queue.job(str(n)) for n in range(30)))
+    assert [job.key for job in found if job] == [str(n) for n in range(30)]
+    assert most == 3
+
+
 async def test_an_explicit_status_is_a_wish(queue: Queue, make_queue: Callable[..., Queue]) -> None:
     for key in "abc":
         await queue.enqueue("f", key=key)
