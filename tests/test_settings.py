@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from saq.job import Job, Status
 
 import saqkit
 from saqkit import broker
@@ -24,7 +26,9 @@ from saqkit.app.location import database_url
 from saqkit.app.store import Progress, Store
 from saqkit.broker_server import alive
 from saqkit.errors import DescriptionError, StoreError, UsageError
+from saqkit.queue.audit import audit
 from saqkit.queue.building import build_queues
+from saqkit.queue.queue import Queue
 
 SAQ = Path(sys.executable).with_name("saq")
 TWO_QUEUES = """
@@ -150,7 +154,16 @@ def test_a_wrong_name_is_told(redis_url: str, name: str, value: str, words: str)
     assert words in done.stderr.strip().splitlines()[-1]
 
 
-async def test_the_web_page_shows_the_queue(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def ended(queue: Queue, key: str, status: Status) -> Job:
+    async with asyncio.timeout(20):
+        while (job := await queue.job(key)) is None or job.status != status:
+            await asyncio.sleep(0.02)
+    return job
+
+
+async def test_the_web_page_shows_the_queue_and_its_buttons_work(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("aiohttp")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -167,6 +180,26 @@ async def test_the_web_page_shows_the_queue(redis_url: str, tmp_path: Path, monk
 
             assert "<html" in await asyncio.to_thread(page, "/")
             assert "notifications" in await asyncio.to_thread(page, "/api/queues")
+
+            def press(key: str, button: str) -> str:
+                address = f"http://127.0.0.1:{port}/api/queues/notifications/jobs/{key}/{button}"
+                with urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=10) as answer:
+                    return str(answer.read().decode())
+
+            queue = announcer.queues["notifications"]
+            await queue.enqueue("nobody_has_this", key="dead", ttl=0)
+            await queue.enqueue("notify", key="waits", scheduled=int(time.time()) + 3600, ttl=0)
+            await ended(queue, "dead", Status.FAILED)
+            for _ in range(2):  # retried, it dies again: its function is still unknown
+                before = await queue.redis.zscore(queue.namespace("dead"), "dead")
+                assert await asyncio.to_thread(press, "dead", "retry") == "{}"
+                async with asyncio.timeout(20):
+                    while await queue.redis.zscore(queue.namespace("dead"), "dead") in (before, None):
+                        await asyncio.sleep(0.02)
+            assert await asyncio.to_thread(press, "waits", "abort") == "{}"
+            aborted = await ended(queue, "waits", Status.ABORTED)
+            assert aborted.error == "aborted from ui"
+            assert (await audit(queue)).problems == ()
 
 
 def test_each_call_makes_fresh_objects(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import pytest
 import redis
@@ -19,6 +20,7 @@ from command_line import as_process, saqkit, says, start, wait_until
 from saqkit import load
 from saqkit.app.announcing import new_job
 from saqkit.app.store import Store
+from saqkit.cli.working import worker as worker_command
 from saqkit.queue.audit import audit
 from saqkit.queue.building import build_queues
 from saqkit.testing import SmtpSink
@@ -237,6 +239,27 @@ def test_the_status_is_that_of_the_first_process_that_did_not_end_well(backlog: 
     codes = json.loads(out.splitlines()[-1])["exit_codes"]
     assert sorted(codes) == [-9, 0]
     assert process.returncode == 128 + signal.SIGKILL
+
+
+async def test_the_status_is_the_exit_code_of_a_process_that_ended_with_one(
+    backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to stop, it ends with 70 as it is about to give its job back, which a fault site makes it do."""
+    monkeypatch.delenv("SAQKIT_SMTP_URL")
+    monkeypatch.setenv("SAQKIT_FAULTS", "rate=1,actions=exit,only=release.before")
+    text = backlog.path.read_text().replace('kind = "smtp"', 'latency = { kind = "constant", mean_s = 60 }')
+    backlog.path.write_text(text)
+    await backlog.enqueue(1)
+    process = worker(str(backlog.path), "--grace", "0.5", "--statistics", "0", "--json")
+    wait_until(lambda: backlog.redis.zcard("saq:{work}:leases"))
+    status, out, _ = end(process)
+    assert json.loads(out.splitlines()[-1])["exit_codes"] == [70]
+    assert status == 70
+
+
+def test_the_statistics_come_every_30_seconds_if_nothing_else_is_said() -> None:
+    (option,) = [one for one in worker_command.params if one.name == "statistics"]
+    assert option.get_default(click.Context(worker_command)) == 30.0
 
 
 def test_told_three_times_it_kills_what_does_not_end(backlog: Backlog) -> None:
