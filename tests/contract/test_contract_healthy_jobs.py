@@ -101,3 +101,24 @@ async def test_short_jobs_under_a_sweep_every_second_are_never_swept(
     assert (len(found), set(found.values())) == (jobs, {1})
     assert await counts(queue) == {"complete": jobs}
     await sound(queue)
+
+
+@pytest.mark.parametrize("kind", ["saq", "saqkit"])
+async def test_a_job_that_holds_up_its_worker_beyond_its_timeout_comes_back_in_time(
+    make_queue: Callable[..., Queue], workers: Any, runs: Counts, until: Eventually, kind: str
+) -> None:
+    """Its worker cannot end it at its timeout; it is renewed for one lease more, and then no longer."""
+    lease_s, sweep_s, timeout_s = 1.0, 0.5, 1
+    queue = make_queue(lease_s=lease_s, sweep_s=sweep_s)
+    worker = workers.start(worker=kind, slots=1, lease_s=lease_s, sweep_s=sweep_s)
+    await queue.enqueue("block", key="hangs", seconds=8.0, timeout=timeout_s, retries=2)
+
+    async def begun() -> bool:
+        return "hangs" in await runs(queue)
+
+    await until(begun, 20)
+    taken = time.monotonic()
+    assert await queue.dequeue(timeout=20) is not None
+    back_s = time.monotonic() - taken
+    assert timeout_s + lease_s < back_s < timeout_s + 2 * lease_s + sweep_s + 2.0  # (a busy machine)
+    worker.kill()

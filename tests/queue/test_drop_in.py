@@ -164,6 +164,15 @@ async def test_the_key_of_a_cron_job_is_free_as_soon_as_it_is_done(queue: Queue)
 
 
 async def test_batch_cancels_what_is_under_way_when_its_block_fails(queue: Queue) -> None:
+    running: list[Job] = []
+
+    async def failing() -> None:
+        async with queue.batch():
+            running.extend(filter(None, [await queue.enqueue("sleep", a=60)]))
+            while await queue.count("active") == 0:
+                await asyncio.sleep(0.01)
+            raise ValueError("in the block")
+
     async with working(queue):
         async with queue.batch():
             whole = await queue.enqueue("echo", a=1)
@@ -171,13 +180,8 @@ async def test_batch_cancels_what_is_under_way_when_its_block_fails(queue: Queue
             await whole.refresh(10)
         assert whole.status == Status.COMPLETE
         with pytest.raises(ValueError, match="in the block"):
-            async with queue.batch():
-                running = await queue.enqueue("sleep", a=60)
-                assert running is not None
-                while await queue.count("active") == 0:
-                    await asyncio.sleep(0.01)
-                raise ValueError("in the block")
-        job = await ended(queue, running.key)
+            await failing()
+        job = await ended(queue, running[0].key)
         assert job.status == Status.ABORTED
     assert await queue.enqueue("echo") is not None  # outside a batch nothing is gathered
 

@@ -150,3 +150,13 @@ async def test_what_is_said_together_runs_in_its_order_on_a_server_that_knows_on
     assert taken is not None
     assert float(died) <= taken.taken_at
     await queue.finish(second, Status.COMPLETE)
+
+
+def test_only_scripts_write() -> None:
+    """So a state changes nowhere but between the fault sites of a script (docs/contract.md)."""
+    writes = "set|setex|delete|unlink|zadd|zrem|hset|hdel|hincrby|rpush|lpush|lpop|expire|pexpire|persist|incr|rename"
+    called = re.compile(rf"(?:redis|pipe|client)\.({writes}|sadd|srem|zpop\w+|zrem\w+|ltrim|execute_command)\(")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.parent.glob("*.py")}
+    assert len(sources) > 20
+    assert {name: found for name, text in sources.items() if (found := called.findall(text))} == {}
+    assert called.findall("await self.redis.zadd(name, {key: 1})") == ["zadd"]
