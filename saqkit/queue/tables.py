@@ -135,7 +135,7 @@ async def ended_frame(queues: Queue | Iterable[Queue], states: Sequence[str] = (
     for queue in _each(queues):
         for state in states:
             async for page in ended_jobs(queue, state):
-                for job, ended_at, _ in page:
+                for job, ended_at in page:
                     found[queue.name, job.key] = {**_row(job, ENDED), "ended_at": ended_at}
     rows = sorted(found.values(), key=lambda row: (math.isnan(row["ended_at"]), row["ended_at"], row["key"]))
     return typed_frame(rows, ENDED)
