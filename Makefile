@@ -51,8 +51,9 @@ notebooks: $(READY) ## Execute every notebook in place
 pictures: $(READY) ## Draw the pictures of docs/priorities_and_limits.md again
 	$(BIN)/python docs/pictures/priorities_and_limits.py
 
-systems: $(READY) ## Write docs/systems.md, the rows of the five systems with their tests, again
+systems: $(READY) ## Write docs/systems.md, and the diagrams of the five systems' pages, again
 	$(BIN)/python docs/systems.py
+	$(BIN)/python docs/systems_pages.py
 
 report: $(READY) ## Write every notebook as HTML without code into build/reports
 	$(BIN)/jupyter nbconvert --to html --no-input --output-dir build/reports $(NOTEBOOKS)

@@ -22,6 +22,12 @@ words; where it is; the tests that show it, most of them with a real broker; and
 this page from `docs/systems.toml` and from the tests, which bear the rows that they show. The makers are those who
 built the five systems; a row's number begins with its system's, 000 to 004 in the order below.
 
+The five are numbered from 000 to 004 in this order: `school-events` (000), `course-platform` (001), `voting` (002),
+`shop` (003), `school-erp` (004). A row is numbered after its system: 002.9 is the ninth row of `voting`. Each system
+has a page, with its story, its diagram, how to run it, and what is true of what was claimed:
+[school events](school_events.md), [course platform](course_platform.md), [voting](voting.md), [shop](shop.md),
+[school ERP](school_erp.md).
+
 `saqkit show NAME` draws a system, `saqkit demo NAME` runs its story, shortened; `saqkit measure NAME`, `predict` and
 `plan` take each of them. `--users N` is one event, which comes in through one of the entries; `demo`, and a workload of
 several events, go through all of them by their shares.
