@@ -60,6 +60,11 @@ def refusals() -> Iterator[None]:
         raise
 
 
+TOGETHER = frozenset({"bury", "cancel", "finish", "release", "retry", "take"})
+"""What goes out together: how jobs have ended, and the question for the next. Over a new connection they are loaded
+first, because one that the server does not know would be sent again, and run behind those that stood after it."""
+
+
 @cache
 def source(name: str) -> str:
     """The text of a script, with the key schema and what it shares with others in front."""
@@ -121,8 +126,7 @@ async def call_all(
             fault_sites.armed.at("wake.before")
         for name, _ in calls:
             fault_sites.armed.at(f"{name}.before")
-    if len(calls) > 1 and (new := {name for name, _ in calls} - line.knows):
-        # One that has to be sent again because the server does not know it would run after those behind it.
+    if wait is None and (new := TOGETHER - line.knows) and (len(calls) > 1 or calls[0][0] == "take"):
         await line.run(*[("SCRIPT", "LOAD", source(name)) for name in sorted(new)])
         line.knows |= new
     commands: list[Sequence[Any]] = [("BLPOP", *wait)] if wait else []

@@ -10,7 +10,7 @@
 -- | set to now              | Q alive: the server was up and heard of, so leases did expire (else: `contact`)          |
 -- | left: no time           | Q queued:1..4, Q seq, Q weight, Q slots, Q counts, Q recording, Q wake, Q settings,       |
 -- |                         | Q passes, Q arranged, Q line:<p>:<g>, Q heads:<p>:<o>, Q turns:1..4, Q circle:1..4, Q left:1..4, |
--- |                         | Q fresh:1..4, Q wait:<p>:<n>, Q waits, Q running, Q freed                                                |
+-- |                         | Q behind:1..4, Q wait:<p>:<n>, Q waits, Q running, Q freed                                                |
 -- | left: history           | Q trace, Q paused (since when), and the body of a job                                    |
 local seconds, at = tonumber(ARGV[1]), now()
 

@@ -89,7 +89,7 @@ async def test_the_end_that_is_said_again_queues_none_again(queue: Queue) -> Non
     await queue.finish(await taken(queue), Status.COMPLETE)
     assert await queue.run_script("finish", *words) == [2]
     assert await waiting(queue) == []
-    assert await queue.run_script("finish", "x", "0-0", "{}", "60 1", "", *words[5:], *words) == [2, 2]
+    assert await queue.run_script("finish", "x", "0-0?", "{}", "60 1", "", *words[5:], *words) == [2, 2]
     queue._claims.clear()
 
 

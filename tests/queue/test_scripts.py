@@ -140,9 +140,9 @@ async def test_what_is_said_together_runs_in_its_order_on_a_server_that_knows_on
     queue = make_queue()
     for n in range(2):
         await queue.enqueue("f", key=str(n), retries=1)
-    (job,) = await queue.dequeue_many(lambda: 1)
     await queue.redis.script_flush()
     await queue.redis.script_load(source("take"))  # type: ignore[no-untyped-call]  # as redis-py is
+    (job,) = await queue.dequeue_many(lambda: 1)
     said = queue.conclude(job, Status.FAILED, error="no")
     (second,) = await queue.dequeue_many(lambda: 1)
     assert (second.key, await said) == ("1", 1)

@@ -142,9 +142,9 @@ async def test_the_school_erp_marks_pupils_tells_parents_and_keeps_schools_apart
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_demonstration_of_a_system_fits_the_minute(name: str) -> None:
+async def test_a_demonstration_of_a_system_fits_the_minute(name: str) -> None:
     few = users_to_fit(load(name))
-    shaped, slots, reasons = fit_the_minute(load(name), 1000, few, 2)
+    shaped, slots, reasons = await fit_the_minute(load(name), 1000, few, 2)
     took_s = 0.0
     for users, workers in ((few, 1), (1000, 2)):
         drained = sim.predict(shaped, workload=arriving(shaped, users), workers=workers, concurrency=slots,
