@@ -29,7 +29,7 @@ def limit(where: Place, assignments: Sequence[str], reset: bool, as_json: bool) 
     saqkit limit mail rate_limit=none                 no limit
     saqkit limit mail 'running_limits=[{key="tenant", limit=5}]'
     saqkit limit mail fairness=tenants
-    saqkit limit --all rate_limit=none                of every queue; all are changed, or, on an error, none
+    saqkit limit --all rate_limit=none                of every queue; on a wrong value of none
 
     The keys are rate_limit, tenant_rate_limit, running_limits, weights and fairness, the values those of a topology.
     Without any it says what holds now.

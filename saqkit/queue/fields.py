@@ -18,8 +18,8 @@ logger = logging.getLogger("saqkit")
 
 _WHOLE = "attempts", "completed", "queued", "retries", "started", "touched", "ttl"
 _SECONDS = "heartbeat", "progress", "retry_delay", "scheduled", "timeout"
-_NONE_IS_ZERO = frozenset({"heartbeat", "scheduled", "timeout"})
-"""Where SAQ takes None for none."""
+_NONE_IS_ZERO = frozenset({"heartbeat", "retry_delay", "scheduled", "timeout"})
+"""Where SAQ takes None for none; of the heartbeat and the timeout also False."""
 _NUMBERS = [(name, DEFAULTS[name]) for name in (*_WHOLE, *_SECONDS)]
 _USUAL = 2**62
 _RIGHT = {
@@ -107,7 +107,11 @@ def _may_be(name: str, value: Any) -> bool:
         return value is None or isinstance(value, bool) or _is_number(value)
     if name not in DEFAULTS or type(DEFAULTS[name]) not in (int, float) or name == "priority":
         return True
-    return _is_number(value) or (value is None and name in _NONE_IS_ZERO)
+    return (
+        _is_number(value)
+        or (value is None and name in _NONE_IS_ZERO)
+        or (value is False and name in ("heartbeat", "timeout"))
+    )
 
 
 def _is_number(value: Any) -> bool:

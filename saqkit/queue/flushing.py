@@ -15,8 +15,8 @@ from saqkit.queue.scripts_of_queue import AWAY, Backoff, call_all
 
 logger = logging.getLogger("saqkit")
 
-CLAIMED = ("finish", "retry", "bury", "release")
-"""The scripts that are told of a job by its key and the claim's token, and then the rest."""
+TOKEN = {"finish": 1, "retry": 1, "bury": 1, "release": 1, "cancel": 3}
+"""Where among the words of a job each of these scripts is told the claim's token."""
 
 Said = asyncio.Future[int]
 Asked = tuple[str, Sequence[Any], asyncio.Future[Any]]
@@ -129,7 +129,8 @@ def _calls(
     for (name, head), jobs in groups.items():
         args = list(head)
         for job, _ in jobs:
-            args += (job[0], job[1] + again, *job[2:]) if name in CLAIMED else job
+            at = TOKEN.get(name, 0)
+            args += (*job[:at], job[at] + again, *job[at + 1 :]) if at and again else job
         calls.append((name, args))
     return calls
 

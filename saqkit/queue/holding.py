@@ -173,6 +173,8 @@ class HeldJobs(StoredJobs):
         """How long `job` waits before its next attempt, in seconds: a week at most, by whatever policy."""
         policy = self.policy_of(job)
         if policy is None:
+            if not job.retry_delay:
+                return 0.0
             try:
                 return min(LONGEST_DELAY_S, job.next_retry_delay())
             except OverflowError:  # as `Retry.base_delay_s`: it doubles with each attempt

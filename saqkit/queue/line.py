@@ -84,7 +84,7 @@ class Line:
             self._connection.socket_timeout = None  # a line may be silent for long; one that owes an answer is watched
             self._reader = asyncio.create_task(self._read(self._connection), name="saqkit-line")
             self._sound = True
-            self.knows.clear()
+            self.knows = set()
             return self._connection
 
     async def _read(self, connection: Any) -> None:

@@ -113,6 +113,14 @@ async def call(line: Line, name: str, keys: Sequence[str], args: Sequence[Any]) 
     return said
 
 
+async def _load(line: Line, names: Sequence[str]) -> None:
+    for name, answer in zip(names, await line.run(*[("SCRIPT", "LOAD", source(n)) for n in names]), strict=True):
+        if isinstance(answer, AWAY):
+            raise answer
+        if not isinstance(answer, Exception):  # who may not load scripts sends each whole, the first time
+            line.knows.add(name)
+
+
 async def call_all(
     line: Line, keys: Sequence[str], calls: Sequence[tuple[str, Sequence[Any]]], wait: tuple[str, float] | None = None
 ) -> list[Any]:
@@ -127,8 +135,7 @@ async def call_all(
         for name, _ in calls:
             fault_sites.armed.at(f"{name}.before")
     if wait is None and (new := TOGETHER - line.knows) and (len(calls) > 1 or calls[0][0] == "take"):
-        await line.run(*[("SCRIPT", "LOAD", source(name)) for name in sorted(new)])
-        line.knows |= new
+        await _load(line, sorted(new))
     commands: list[Sequence[Any]] = [("BLPOP", *wait)] if wait else []
     commands += [("EVALSHA", digest(name), len(keys), *keys, *args) for name, args in calls]
     said = await line.run(*commands)

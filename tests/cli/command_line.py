@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -47,14 +47,17 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def says(process: subprocess.Popen[str], word: str) -> str:
     """The line of standard error that holds `word`, waited for."""
     assert process.stderr is not None
-    seen = ""
-    while True:
-        assert select.select([process.stderr], [], [], 30)[0], f"it never said {word!r}, but: {seen}"
-        line = process.stderr.readline()
-        assert line, f"it ended without saying {word!r}, but said: {seen}"
-        seen += line
-        if word in line:
-            return line
+    seen, patience = "", threading.Timer(30, process.kill)
+    patience.start()
+    try:
+        while True:
+            line = process.stderr.readline()
+            assert line, f"it ended, or was ended after 30 s, without saying {word!r}, but said: {seen}"
+            seen += line
+            if word in line:
+                return line
+    finally:
+        patience.cancel()
 
 
 def wait_until(true: Callable[[], object], within_s: float = 30.0) -> None:

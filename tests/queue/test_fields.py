@@ -29,7 +29,6 @@ ODD: list[tuple[str, Any, str]] = [
     ("ttl", "600", r"its ttl is '600' \(give seconds, 0: for ever, -1: not at all\)"),
     ("ttl", 10**400, r"its ttl is 1000.*\.\.\. \(give seconds"),
     ("retry_delay", "2", r"its retry_delay is '2' \(give seconds\)"),
-    ("retry_delay", None, r"its retry_delay is None \(give seconds\)"),
     ("retry_backoff", "60", r"its retry_backoff is '60' \(give true, false, or the longest delay in seconds\)"),
     ("scheduled", "tomorrow", r"its scheduled is 'tomorrow' \(give Unix seconds\)"),
     ("scheduled", True, r"its scheduled is True \(give Unix seconds\)"),
@@ -81,10 +80,11 @@ async def test_what_saq_takes_is_taken(make_queue: MakeQueue) -> None:
 
     queue = make_queue()
     for given in ({"timeout": None}, {"heartbeat": None}, {"timeout": 0.5}, {"retries": 3.0}, {"ttl": 60.5},
-                  {"retry_backoff": None}, {"retry_backoff": 5}, {"scheduled": None}):  # fmt: skip
+                  {"retry_backoff": None}, {"retry_delay": None}, {"timeout": False}, {"heartbeat": False},
+                  {"retry_backoff": 5}, {"scheduled": None}):  # fmt: skip
         await queue.enqueue("fine", **given)  # type: ignore[arg-type]
     drained = await drain(queue, {"fine": fine})
-    assert [attempt.outcome for attempt in drained.attempts] == ["done"] * 8
+    assert [attempt.outcome for attempt in drained.attempts] == ["done"] * 11
 
 
 async def test_a_change_to_what_cannot_be_is_refused_and_not_made(make_queue: MakeQueue) -> None:
@@ -105,7 +105,7 @@ async def store(queue: Queue, key: str, **fields: Any) -> None:
 
 async def test_what_others_have_stored_counts_as_the_number_that_it_names(make_queue: MakeQueue) -> None:
     queue = make_queue()
-    odd = {"heartbeat": "30", "timeout": "2.5", "retries": "3", "ttl": "soon", "retry_delay": None}
+    odd = {"heartbeat": "30", "timeout": "2.5", "retries": "3", "ttl": "soon", "retry_delay": "now"}
     await store(queue, "k", **odd, retry_backoff="x")
     job = await queue.dequeue(timeout=5)
     assert job is not None

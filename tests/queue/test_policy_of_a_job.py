@@ -94,6 +94,17 @@ async def test_what_others_have_stored_and_is_no_policy_counts_as_none(make_queu
     assert numbers(await drain(queue, {"fail": fail})) == {"odd": USUAL}
 
 
+async def test_a_job_without_a_delay_never_waits(make_queue: MakeQueue) -> None:
+    queue = make_queue(tick_s=0.05)
+    for key, delay in (("none", None), ("zero", 0.0)):
+        await queue.enqueue("fail", key=key, retries=3000, retry_delay=delay, retry_backoff=True)
+        await queue.redis.hset(queue.key_of(key), "att", 1999)  # type: ignore[misc]
+        job = await queue.dequeue(timeout=5)
+        assert job is not None
+        assert queue.delay_s(job) == 0.0
+        await queue.finish(job, "complete")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("backoff", [True, 7.5])
 async def test_the_two_thousandth_attempt_waits_no_longer_than_others(make_queue: MakeQueue, backoff: Any) -> None:
     """SAQ doubles the delay with each attempt, until it is no number."""

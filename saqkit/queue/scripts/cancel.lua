@@ -13,6 +13,8 @@ for i = 1, #ARGV, 7 do
   if call ~= '' and call ~= f[8] then f = {false} end
   local was = 0
   local waits = f[1] == QUEUED or f[1] == SCHEDULED -- then nobody holds it: a late token may not cancel it
+  local again = string.sub(token, -1) == '?' -- said again, as the answer was lost: see `holds` in keys.lua
+  if again then token = string.sub(token, 1, -2) end
   local stops = f[1] == ACTIVE and (token == f[3] or (token == '' and grace >= 0))
   if (waits and token == '') or stops then
     was = tonumber(f[1])
@@ -36,9 +38,11 @@ for i = 1, #ARGV, 7 do
     was = tonumber(f[1])
     redis.call('HDEL', J .. key, 'until')
     keep_for(key, ttl)
+  elseif again and not f[1] then
+    was = tonumber(ACTIVE)
   elseif token ~= '' and f[1] then
     count('fenced')
   end
   said[#said + 1] = was
 end
-return said
+return ARGV[4] == '' and untold or said -- an operator hears of it; whoever holds the job has ended it

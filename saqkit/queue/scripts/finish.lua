@@ -37,5 +37,5 @@ while i <= #ARGV do
   i = i + 5 + 6 * followers
 end
 leave(ended, 'complete')
-for _, key in ipairs(done) do tell(key, 'complete') end -- last, because a server may refuse it
+for _, key in ipairs(done) do tell(key, 'complete') end
 return said

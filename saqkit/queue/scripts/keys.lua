@@ -166,8 +166,10 @@ local function leave(keys, what)
   count(what, #keys)
 end
 
+local untold -- what the server said where it refused to let listeners be told: the step is whole all the same
 local function tell(key, status)
-  redis.call('PUBLISH', J .. key, status)
+  local said = redis.pcall('PUBLISH', J .. key, status)
+  if type(said) == 'table' and said.err then untold = said end
 end
 
 local leaves_batch -- a dead letter that is removed leaves its batch: following.lua, where something can be removed

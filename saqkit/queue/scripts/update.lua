@@ -6,4 +6,4 @@ local live = f[1] == QUEUED or f[1] == SCHEDULED or f[1] == ACTIVE
 if not live or (ARGV[2] ~= '' and f[2] ~= ARGV[2]) then return 0 end
 redis.call('HSET', J .. ARGV[1], 'body', ARGV[3])
 tell(ARGV[1], f[1] == ACTIVE and 'active' or 'queued')
-return 1
+return untold or 1
