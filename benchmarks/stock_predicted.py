@@ -210,9 +210,8 @@ def profile(probed: Probe) -> Profile:
 def lateness(frame: pd.DataFrame) -> list[float]:
     """How much later than its delay of a second each retry began."""
     pairs = [pairwise(rows.sort_values("attempt").itertuples()) for _, rows in frame.groupby(["event", "user"])]
-    # pandas types the fields of its row tuples as anything that a cell may hold; these are numbers
-    # Both have ended.
-    return [float(b.began - a.ended - 1.0) for pair in pairs for a, b in pair]  # type: ignore[arg-type, operator]
+    # pandas types the fields of its row tuples as anything that a cell may hold; these are numbers.
+    return [float(b.began - a.ended - 1.0) for pair in pairs for a, b in pair]  # type: ignore[arg-type, operator]  # see above
 
 
 async def makespan(probed: Probe) -> list[Row]:
