@@ -31,6 +31,7 @@ from saqkit.queue.job import change, compact, new_job
 from saqkit.queue.leases import Claim, LeaseKeeper
 from saqkit.queue.operating import OperatedJobs
 from saqkit.queue.payload import IN_BODY, Payload, draw_curtain
+from saqkit.queue.promoting import Promoter
 from saqkit.queue.silent_slots import SilentSlots
 from saqkit.queue.submitting import NewJob, Submitted, submit_many, told
 from saqkit.queue.taking import Taker
@@ -119,7 +120,7 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
         if payload is not None:
             draw_curtain()
         self.timetable = Timetable(self, schedules)
-        self._upkeep = Upkeep(self)
+        self._upkeep, self.promoter = Upkeep(self), Promoter(self)
         self._slots = SilentSlots(self)
 
     # --- enqueue ---------------------------------------------------------------------------------------------------
@@ -408,6 +409,7 @@ class Queue(OperatedJobs, ConfiguredJobs, BatchedJobs, HeldJobs):
         """Give back what is still held, stop the upkeep, close every connection."""
         await self._upkeep.stop()
         await self._taker.close()
+        await self.promoter.stop()
         self._slots.close()
         try:
             async with asyncio.timeout(5):

@@ -247,6 +247,8 @@ class Taker:
                 self.clock_offset_s = at - question.asked_at - round_trip / 2
         if len(rows) >= question.free:
             self._pause_s = 0.0
+            if float(due_s) == 0.0:
+                self._queue.promoter.begin()
         else:
             pauses = [pause_s for pause_s in (float(due_s), float(blocked_s)) if pause_s >= 0]
             self._pause_s = max(0.001, min([self._longest_block_s, *pauses]))

@@ -145,6 +145,30 @@ async def longest_script_s(queue: Queue) -> float:
     return max((float(entry["duration"]) / 1e6 for entry in scripts), default=0.0)
 
 
+async def test_a_job_of_a_high_level_does_not_wait_behind_a_crowd_that_came_due_before_it(
+    make_queue: Callable[..., Queue], until: Eventually, sound: Sound
+) -> None:
+    queue = make_queue()
+    later, jobs = time.time() + 3600, 3_000
+    await queue.enqueue_many(Job("f", key=str(n), priority=4, scheduled=later) for n in range(jobs))  # type: ignore[arg-type]
+    await queue.enqueue_many([Job("f", key="high", priority=1, scheduled=later)])  # type: ignore[arg-type]
+    due = {queue.job_id(str(n)): await clock(queue) - 10 for n in range(jobs)}
+    await queue.redis.zadd(queue.namespace("incomplete"), {**due, queue.job_id("high"): await clock(queue) - 1})
+    first = await queue.dequeue(timeout=5)  # the only slot is busy from here on
+    assert first is not None
+    assert first.key != "high"
+
+    async def all_wait() -> bool:
+        return await queue.count("scheduled") == 0
+
+    await until(all_wait, 20)
+    await queue.finish(first, Status.COMPLETE)
+    second = await queue.dequeue(timeout=5)
+    assert second is not None
+    assert second.key == "high"
+    await sound(queue)
+
+
 HOLD_UP = """
 local since = redis.call('TIME')
 repeat
@@ -160,7 +184,7 @@ async def test_others_are_served_at_once_while_a_crowd_of_delayed_jobs_comes_due
     queue = make_queue()
     later = time.time() + 3600
     await queue.enqueue_many(Job("quick", key=str(n), scheduled=later, ttl=-1) for n in range(jobs))  # type: ignore[arg-type]
-    assert 0 < len(await promoted(queue, 3_000)) <= 1_000  # the server is never held up by more in one call
+    assert 0 < len(await promoted(queue, 3_000)) <= 100  # the server is never held up by more in one call
     process = workers.start(worker="saqkit", slots=20)
 
     async def ready() -> bool:
@@ -192,7 +216,7 @@ async def test_others_are_served_at_once_while_a_crowd_of_delayed_jobs_comes_due
     assert p99 < 0.1
     longest_s = await longest_script_s(queue)
     print(f"the longest script held the server up for {longest_s * 1e3:.1f} ms")
-    assert longest_s < 0.1  # at most 1,000 a call take a few ms; 100,000 in one, as SAQ's queue has it, 200 to 300 ms
+    assert longest_s < 0.1  # at most 100 a call take 2 or 3 ms; 100,000 in one, as SAQ's queue has it, 200 to 300 ms
     await queue.redis.eval(HOLD_UP, 0)  # type: ignore[misc]
     assert await longest_script_s(queue) > 0.29  # the slow log does see what holds it up
     await queue.redis.config_set("slowlog-log-slower-than", 10_000)

@@ -269,17 +269,27 @@ local function line_up(key, prio, seq)
   end
 end
 
--- Delayed jobs whose tick has come join the line, at most 1,000 a call, so that the server is never held up.
+-- Delayed jobs whose tick has come join the line, at most 100 a call, so that the server is never held up.
 local function promote(at, tick)
-  local due = redis.call('ZRANGEBYSCORE', Q .. 'incomplete', '-inf', text(last_tick(at, tick)), 'LIMIT', 0, 1000)
+  local due = redis.call('ZRANGEBYSCORE', Q .. 'incomplete', '-inf', text(last_tick(at, tick)), 'LIMIT', 0, 100)
   if #due == 0 then return due end
-  redis.call('ZREM', Q .. 'incomplete', unpack(due))
+  redis.call('ZREMRANGEBYRANK', Q .. 'incomplete', 0, #due - 1)
+  local grouped, place, places = arranged(), redis.call('INCRBY', Q .. 'seq', #due) - #due, {}
   for n, id in ipairs(due) do
     local key = string.sub(id, #ID + 1)
-    due[n] = key
     local prio = redis.call('HGET', J .. key, 'prio')
-    if prio then line_up(key, prio) end
+    due[n] = key
+    if prio and grouped then
+      line_up(key, prio, place + n)
+    elseif prio then
+      local line = places[prio] or {}
+      line[#line + 1] = place + n
+      line[#line + 1] = key
+      places[prio] = line
+      redis.call('HSET', J .. key, 'state', QUEUED, 'seq', place + n)
+    end
   end
+  for prio, line in pairs(places) do redis.call('ZADD', Q .. 'queued:' .. prio, unpack(line)) end
   return due
 end
 
