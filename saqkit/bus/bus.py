@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from saq.job import Job
 
 from saqkit.bus.deaths import Deaths
 from saqkit.bus.envelope import Event
-from saqkit.bus.handling import AFTER_ERROR, Handling, current, trace_of
+from saqkit.bus.handling import AFTER_ERROR, Handling, current, trace_now, trace_of
 from saqkit.bus.history import History, Moment, Replayed
 from saqkit.bus.kept import Kept
 from saqkit.bus.live import Live
@@ -26,7 +27,9 @@ from saqkit.bus.registry import Registry
 from saqkit.bus.subscriptions import Filter, Subscription, words
 from saqkit.bus.topics import EventTopic, KnownTopics
 from saqkit.errors import UsageError
+from saqkit.log_lines import bound
 from saqkit.queue.job import new_job
+from saqkit.queue.letter import ids_of
 from saqkit.queue.live_jobs import Which, level_of
 from saqkit.queue.queue import Queue
 from saqkit.queue.scripts_of_queue import AWAY
@@ -199,8 +202,7 @@ class Bus:
 
     def trace(self) -> dict[str, Any]:
         """In a handler: what the `meta` of jobs that it enqueues itself should say of the event; else nothing."""
-        handling = current.get()
-        return handling.trace() if handling else {}
+        return trace_now()
 
     def _envelope(self, event: str | Event, data: Mapping[str, Any] | None, said: dict[str, Any]) -> Event:
         handling = current.get()
@@ -273,9 +275,11 @@ class Bus:
         await self._registry.write()
         stored = await self._kept.record(event, self._registry.pairs())
         after_error = bool(job.meta.get(AFTER_ERROR))
-        for subscription in self._registry.learn(stored).values():
-            if subscription.admits(event):
-                await self.queue.follow_up(job, self._to(subscription, event, job.priority, after_error))
+        admitted = [one for one in self._registry.learn(stored).values() if one.admits(event)]
+        for subscription in admitted:
+            await self.queue.follow_up(job, self._to(subscription, event, job.priority, after_error))
+        with self._said_of(job, event):
+            logger.info("event %s goes to %s", event.type, ", ".join(sorted(s.name for s in admitted)) or "nobody")
 
     def _to(
         self, subscription: Subscription, event: Event, priority: int, after_error: bool = False, replay: str = ""
@@ -286,6 +290,11 @@ class Bus:
         if replay:
             job.meta["replay"] = replay
         return job
+
+    def _said_of(self, job: Job, event: Event) -> AbstractContextManager[None]:
+        """Within it, log lines have the ids of job and event."""
+        return bound(job=job.key, attempt=job.attempts, queue=self.queue.name, tenant=event.tenant,
+                     causation_id=event.causation_id, **ids_of(job.meta))  # fmt: skip
 
     def _delivery(self, subscription: Subscription, handler: Handler) -> Callable[..., Awaitable[None]]:
         async def deliver(ctx: dict[str, Any], *, envelope: dict[str, Any]) -> None:
@@ -300,7 +309,8 @@ class Bus:
                     raise
             token = current.set(Handling(event, subscription.key(event), bool(job.meta.get(AFTER_ERROR))))
             try:
-                await handler(ctx, event)
+                with self._said_of(job, event):
+                    await handler(ctx, event)
             finally:
                 current.reset(token)
             try:

@@ -60,6 +60,12 @@ class Handling:
 current: ContextVar[Handling | None] = ContextVar("saqkit_handling", default=None)
 
 
+def trace_now() -> dict[str, Any]:
+    """The same of the handler that runs here; nothing where none does."""
+    handling = current.get()
+    return handling.trace() if handling else {}
+
+
 def trace_of(event: Event) -> dict[str, Any]:
     """The ids of an event as a job's `meta` has them, so that log lines and dead letters can name them."""
     ids = {"event_id": event.id, "correlation_id": event.correlation_id}

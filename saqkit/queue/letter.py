@@ -30,6 +30,12 @@ def tenant_of(meta: Mapping[str, Any] | None) -> str:
     return ""
 
 
+def ids_of(meta: object) -> dict[str, str]:
+    """The ids of the event from which a job follows, as its `meta` names them: `event_id`, `correlation_id`."""
+    named = meta if isinstance(meta, Mapping) else {}
+    return {name: value for name in ("event_id", "correlation_id") if isinstance(value := named.get(name), str)}
+
+
 class Addressed:
     """What the arguments and the `meta` of a job tell of whom it is for."""
 

@@ -14,7 +14,7 @@ from saq.job import Job, Status
 from saq.utils import now as now_ms
 
 from saqkit.queue.cancelling import heed_cancellation
-from saqkit.queue.letter import tenant_of
+from saqkit.queue.letter import ids_of, tenant_of
 from saqkit.queue.payload import hide, secrets_of
 from saqkit.queue.queue import Queue
 
@@ -255,7 +255,8 @@ class Worker:
         if logger.isEnabledFor(logging.INFO):
             error = hide(error, secrets_of(job))
             last_line = error.strip().rsplit("\n", 1)[-1]
-            ids = {"job": job.key, "attempt": job.attempts, "queue": queue.name, "tenant": tenant_of(job.meta)}
+            ids = {"job": job.key, "attempt": job.attempts, "queue": queue.name, "tenant": tenant_of(job.meta),
+                   **ids_of(job.meta)}  # fmt: skip
             logger.info("job %s failed in attempt %d of %d: %s", job.key, job.attempts, job.retries, last_line,
                         extra={name: value for name, value in ids.items() if value})  # fmt: skip
         if job.retryable:

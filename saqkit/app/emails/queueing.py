@@ -34,7 +34,8 @@ class Options(TypedDict, total=False):
 
     `priority`: critical, high, normal, low or 1 to 4. `retry`: its own attempts and delays. `delay_s`: not before so
     many seconds from now. `key`: a second call with it within a day is not accepted, of the same tenant if there is
-    one. `tenant`: whom it belongs to; a user who is named by an id must be one of that tenant.
+    one. `tenant`: whom it belongs to; a user who is named by an id must be one of that tenant. `trace`: what
+    `Bus.trace()` says in the handler of an event, so that the ids of the event go with the email.
     """
 
     priority: int | str
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     delay_s: float
     key: str
     tenant: str
+    trace: Mapping[str, object]
 
 
 class EmailQueue:
@@ -142,7 +144,8 @@ class EmailQueue:
         key, whose, made_up = options.get("key"), kind.name, secrets.token_hex(16).translate(_LETTERS)
         chosen = f"{key}:{to}" if key and many else key or made_up
         # A key that was chosen is free again one day: what is made up tells the emails apart then.
-        meta: dict[str, object] = {"keep_key_s": KEEP_KEYS_S, "nonce": made_up} if key else {}
+        meta: dict[str, object] = {**options.get("trace", {})}
+        meta |= {"keep_key_s": KEEP_KEYS_S, "nonce": made_up} if key else {}
         if tenant := options.get("tenant"):
             meta["tenant"] = tenant
             whose += f"@{quote(str(tenant), safe='')}" if key else ""

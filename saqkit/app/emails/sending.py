@@ -29,7 +29,7 @@ from saqkit.app.store import GONE, Recipient, Store
 from saqkit.app.work import burn
 from saqkit.errors import PermanentFailure, UsageError
 from saqkit.log_lines import bound
-from saqkit.queue.letter import tenant_of
+from saqkit.queue.letter import ids_of, tenant_of
 from saqkit.queue.payload import secrets_of
 from saqkit.queue.queue import Queue
 from saqkit.spec.topology import Topology
@@ -78,7 +78,7 @@ class Sender:
         attempt.facts["host"] = HOST
         try:
             with bound(job=job.key, attempt=job.attempts, queue=self._topology.job_types[job_type].queue,
-                       tenant=tenant_of(job.meta)):  # fmt: skip
+                       tenant=tenant_of(job.meta), **ids_of(job.meta)):  # fmt: skip
                 return await Stopwatch(attempt, self._send(job_type, job, given, attempt))
         except PermanentFailure:
             job.retries = job.attempts  # no other attempt would end otherwise: it is recorded now
@@ -112,6 +112,7 @@ class Sender:
             html=rendered.html,
             message_id=message_id_of(job_type, job.key, _nonce(job), sender=provider.sender),
             sender=provider.sender,
+            correlation_id=ids_of(job.meta).get("correlation_id", ""),
         )
         with bound(user=email.user or None, message_id=email.message_id):
             failure = await deliver(email, provider, self._gates.get(name), attempt, secrets=secrets_of(job))

@@ -24,6 +24,7 @@ class Email:
 
     `event`, `user` and `attempt` are the key of every draw about it; `message_id` is the same in every attempt (see
     `message_id()`), so that a receiver can tell a repeat. `sender` is an address, or a name with the address in <>.
+    `correlation_id` is that of the event from which it follows, if any: the header `X-Correlation-ID`.
     """
 
     event: int
@@ -36,6 +37,7 @@ class Email:
     html: str | None
     message_id: str
     sender: str
+    correlation_id: str = ""
 
     @property
     def is_ascii(self) -> bool:
@@ -44,7 +46,7 @@ class Email:
 
     def check(self) -> None:
         """Raise `PermanentFailure` if it can never be sent: no address, or a header that would end its line."""
-        for field in ("to", "name", "subject", "sender", "message_id"):
+        for field in ("to", "name", "subject", "sender", "message_id", "correlation_id"):
             if _CONTROL.search(getattr(self, field)):
                 raise PermanentFailure(f"{field} has a line break or control character: {getattr(self, field)[:80]!r}")
         if not is_address(self.to):
@@ -62,6 +64,8 @@ class Email:
             message["Date"] = localtime()
             message["Message-ID"] = self.message_id
             message["Auto-Submitted"] = "auto-generated"  # RFC 3834: absence notices must not answer it
+            if self.correlation_id:
+                message["X-Correlation-ID"] = self.correlation_id
             message.set_content(self.text)
             if self.html is not None:
                 message.add_alternative(self.html, subtype="html")
