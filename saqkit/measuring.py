@@ -254,6 +254,7 @@ class _Measurement:
                 # Else a relay would join in while the producer is still enqueuing a job for each of many users.
                 relay=any(isinstance(fault, BrokerRestart) for fault in self.workload.faults),
                 fires=False,  # what arrives is the workload's
+                events=False,
                 environ=UNSAID,
                 loop=self.loop,
             )

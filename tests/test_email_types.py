@@ -50,11 +50,12 @@ def test_every_template_belongs_to_a_type() -> None:
     assert names == {f"{name}.{form}" for name in (*EMAIL_TYPES, "layout") for form in ("txt", "html")}
 
 
-def test_the_ten_types_are_those_of_the_two_systems_where_their_topologies_ship() -> None:
-    assert len(EMAIL_TYPES) == 10
-    for system in {"course-platform", "voting"} & set(shipped()):
+def test_the_types_are_those_of_the_three_systems_where_their_topologies_ship() -> None:
+    assert len(EMAIL_TYPES) == 12
+    parts = {"course-platform": slice(0, 4), "voting": slice(4, 10), "school-erp": slice(10, 12)}
+    for system in parts.keys() & set(shipped()):
         types = load(system).job_types
-        own = list(EMAIL_TYPES)[:4] if system == "course-platform" else list(EMAIL_TYPES)[4:]
+        own = list(EMAIL_TYPES)[parts[system]]
         assert [name for name in own if name not in types or types[name].per_user.provider is None] == []
 
 

@@ -139,7 +139,7 @@ async def test_every_call_becomes_one_email_with_text_and_html(opened: Opened) -
             found = {message.message_id: message for message in sink.messages}
             assert len(sink.messages) == 10
             sender = "no-reply@vote.example"
-            names = list(EMAIL_TYPES)
+            names = list(EMAIL_TYPES)[:10]  # the two of school-erp are sent by subscribers alone
             by_type = {
                 name: found[message_id_of(name, one.key, sender=sender)] for name, one in zip(names, told, strict=True)
             }

@@ -13,7 +13,9 @@ from redis.exceptions import RedisError
 from saq.job import Job
 
 from saqkit.app.audience import Audience
+from saqkit.app.event_bus import is_published, send_saved
 from saqkit.app.store import EventRow, Store
+from saqkit.bus.handling import trace_now
 from saqkit.errors import DescriptionError
 from saqkit.queue.cancelling import heed_cancellation
 from saqkit.queue.queue import Queue
@@ -95,9 +97,12 @@ class Announcer:
         """
         event = await self.store.event(event_id)
         assert event is not None
-        entry = self._entry(event)
-        for job_type in self.topology.starts(entry):
-            await self._start(event, entry, job_type, missing)
+        if is_published(event):
+            await send_saved(event, self.topology, self.queues)
+        else:
+            entry = self._entry(event)
+            for job_type in self.topology.starts(entry):
+                await self._start(event, entry, job_type, missing)
         await self.store.mark_delivered([event_id])
 
     def _entry(self, event: EventRow) -> Entry:
@@ -162,7 +167,7 @@ def new_job(
 ) -> Job:
     """A job of the topology that serves `event`, for `users` (none: a fan-out). Ids only, never whole users."""
     spec = topology.job_types[job_type]
-    meta = {"event": event.id, "event_at": event.created_at, "parent": parent, "tenant": event.tenant,
+    meta = {**trace_now(), "event": event.id, "event_at": event.created_at, "parent": parent, "tenant": event.tenant,
             "keep_key_s": KEEP_KEYS_S}  # fmt: skip
     return Job(
         function=job_type,

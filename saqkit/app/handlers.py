@@ -34,6 +34,7 @@ from saqkit.app.works import WORKS, Task
 from saqkit.errors import SaqkitError, TemporaryFailure
 from saqkit.log_lines import bound
 from saqkit.queue.batches import Batch
+from saqkit.queue.letter import ids_of
 from saqkit.queue.queue import Queue
 from saqkit.spec.topology import CALLBACKS, JobType, Topology
 
@@ -289,7 +290,7 @@ def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Ha
             application: Application = ctx["application"]
             job: Job = ctx["job"]
             with bound(event=event, job=job.key, attempt=job.attempts, queue=application.topology.job_types[name].queue,
-                       tenant=job.meta.get("tenant")):  # fmt: skip
+                       tenant=job.meta.get("tenant"), **ids_of(job.meta)):  # fmt: skip
                 return await application.handle(name, job, event, users)
 
         handle.__qualname__ = handle.__name__ = name

@@ -8,10 +8,12 @@ import os
 from typing import Any
 
 from saqkit import broker
+from saqkit.app.event_bus import event_queue
 from saqkit.app.handlers import Application, after_process, handlers
 from saqkit.app.location import database_url, replica_url
 from saqkit.app.mail import build_providers
 from saqkit.app.store import Store
+from saqkit.app.subscribers.subscribing import subscribed
 from saqkit.errors import DescriptionError
 from saqkit.log_lines import chosen_style, dress
 from saqkit.queue.building import build_queues
@@ -30,7 +32,7 @@ def settings() -> dict[str, Any]:
     From the environment: `SAQKIT_TOPOLOGY` (a shipped name or a file; default school-events), `SAQKIT_QUEUE` (default:
     where arriving users go first), `REDIS_URL` or `REDIS_HOST` (default: the embedded broker, started if need be),
     `SAQKIT_DATABASE_URL` (default: SQLite in the state folder), `SAQKIT_REPLICA_URL`,
-    `SAQKIT_SMTP_URL`, `SAQKIT_LOG`, and what `with_environment` reads.
+    `SAQKIT_SMTP_URL`, `SAQKIT_SUBSCRIBERS`, `SAQKIT_LOG`, and what `with_environment` reads.
     """
     chosen_style()  # a wrong one is told before any process starts
     topology = with_environment(load(os.environ.get("SAQKIT_TOPOLOGY", "school-events")))
@@ -40,6 +42,7 @@ def settings() -> dict[str, Any]:
                                hint=did_you_mean(name, topology.queues))  # fmt: skip
     url = broker.resolve()
     queues = build_queues(topology, url)
+    bus = subscribed(topology, queues) if name == event_queue(topology) else None
     metadata: dict[str, Any] = {}
 
     async def startup(ctx: dict[str, Any]) -> None:
@@ -55,6 +58,8 @@ def settings() -> dict[str, Any]:
             asyncio.create_task(lag.run(), name="lag"),
         ]
         application.timetable.start()
+        if bus is not None:
+            await bus.start()
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         if "application" in ctx:
@@ -62,6 +67,8 @@ def settings() -> dict[str, Any]:
                 task.cancel()
             await asyncio.wait(ctx["tasks"])
             await ctx["application"].timetable.stop()
+            if bus is not None:
+                await bus.stop()
             await ctx["application"].close()
         for other, queue in queues.items():
             if other != name:
@@ -69,7 +76,7 @@ def settings() -> dict[str, Any]:
 
     return {
         "queue": queues[name],
-        "functions": handlers(topology, name),
+        "functions": [*handlers(topology, name), *(bus.functions() if bus else ())],
         "concurrency": topology.queues[name].concurrency,
         "startup": startup,
         "shutdown": shutdown,

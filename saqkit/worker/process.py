@@ -39,8 +39,9 @@ class Configuration:
     `NAME.PID.failed` with its last words, and `NAME.PID.steps` of every `sample_every`-th user); empty: nowhere.
     `cores`: the only cores it may use (Linux). `environ` is laid over what the application reads of the environment.
     `relay`: whether it may deliver what was announced while the broker was away. `fires`: whether the topology's
-    schedules fire here. `loop`: see `event_loop`. `again`: it takes the place of one that died, so it waits for a
-    broker that is away at its start. `replica`: of the database, from which audiences are read.
+    schedules fire here. `events`: whether the bus has its subscribers here, if the queue of events is served. `loop`:
+    see `event_loop`. `again`: it takes the place of one that died, so it waits for a broker that is away at its start.
+    `replica`: of the database, from which audiences are read.
     """
 
     topology: dict[str, Any]
@@ -57,6 +58,7 @@ class Configuration:
     cores: tuple[int, ...] = ()
     relay: bool = True
     fires: bool = True
+    events: bool = True
     environ: dict[str, str] = field(default_factory=dict)
     loop: str = "auto"
     again: bool = False
@@ -76,9 +78,11 @@ async def serve(config: Configuration) -> None:
 
     Told once, running jobs may go on for the grace; told again, they are given back at once.
     """
+    from saqkit.app.event_bus import event_queue
     from saqkit.app.handlers import Application, after_process
     from saqkit.app.mail import build_providers
     from saqkit.app.store import Store
+    from saqkit.app.subscribers.subscribing import subscribed
     from saqkit.queue.building import build_queues
     from saqkit.worker.loop_lag import LoopLag
     from saqkit.worker.worker import Worker
@@ -109,7 +113,10 @@ async def serve(config: Configuration) -> None:
         steps_file=config.report("steps"),
     )
     served = {name: queues[name] for name in config.slots}
-    worker = Worker(served, dict(application.functions()), config.slots, context={"application": application},
+    on_bus = config.events and event_queue(topology) in served
+    bus = subscribed(topology, queues, environ) if on_bus else None
+    functions = dict([*application.functions(), *(bus.functions() if bus else ())])
+    worker = Worker(served, functions, config.slots, context={"application": application},
                     after_process=after_process, name=config.name, grace_s=config.grace_s)  # fmt: skip
     lag = LoopLag(worker.running, worker.metadata)
     worker.metadata["loop"] = loop_name(config.loop)
@@ -122,6 +129,8 @@ async def serve(config: Configuration) -> None:
     try:
         if not config.again:
             await next(iter(served.values())).redis.ping()  # type: ignore[misc]  # typed for both clients
+        if bus is not None:
+            await bus.start()
         running = asyncio.create_task(worker.run(), name="worker")
         tasks.append(running)
         if config.fires:
@@ -148,6 +157,8 @@ async def serve(config: Configuration) -> None:
             task.cancel()
         await asyncio.wait(tasks)
         await application.timetable.stop()
+        if bus is not None:
+            await bus.stop()
         await asyncio.gather(*(queue.disconnect() for queue in queues.values()))
         await application.close()
 

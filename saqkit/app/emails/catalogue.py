@@ -49,6 +49,8 @@ EMAIL_TYPES = {
         EmailType("reward-delivery", ("reward", "reward_name")),
         EmailType("referral-join", ("friend",)),
         EmailType("referral-milestone", ("referrals",)),
+        EmailType("tell-parents", ("news",)),
+        EmailType("tell-staff", ("news",)),
     )
 }
 
