@@ -324,6 +324,12 @@ ROWS: dict[str, Row] = {
         {**BY_TOPIC, "topics.made.starts": ["welcome", "audit"], "queues.mail.concurrency": 1,
          "providers.email.latency.mean_s": 0.03},
     ),
+    "JobType.work": Row(
+        {"job_types.notify.work": "payment"}, of_type("audit"), "less",
+        {"entry": [{"job_type": "notify"}], "job_types.notify.follow_up": [{"to": "audit"}],
+         "providers.email.permanent_share": 0.5, "providers.email.channel": "sms"},
+        real="tests/test_shop_checkout.py::test_a_measured_run_pays_an_order_for_each_arrival",
+    ),
     "JobType.retry": Row({"job_types.notify.retry": {"max_attempts": 1}}, attempts, "less", FAILING),
     "JobType.timeout_s": Row(
         {"job_types.notify.timeout_s": 0.1}, rows_where("error", "TimeoutError"), "more",
@@ -465,7 +471,6 @@ REAL_ONLY: dict[str, str] = {
     "Queue.done_retention_s": "tests/test_every_field_for_real.py::test_how_long_a_finished_job_can_be_looked_up",
     "Queue.dead_retention_s": "tests/queue/test_dead_letters.py::test_old_ones_are_forgotten_and_chosen_ones_purged",
     "Queue.dead_cap": "tests/queue/test_dead_letters.py::test_beyond_the_cap_the_oldest_go_and_are_counted",
-    "JobType.work": "tests/test_shop_payments.py::test_orders_are_paid_or_declined_once_and_who_paid_is_told_once",
     "Provider.url": FAULTS + "test_a_worker_that_cannot_start_ends_the_run_with_its_reason",
     "Provider.sender": MAIL + "test_a_message_id_depends_on_event_user_and_channel_only",
     "Deployment.broker": "tests/test_every_field_for_real.py::test_a_measured_run_of_groups_on_a_given_broker",

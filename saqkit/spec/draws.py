@@ -30,6 +30,11 @@ class Stream(IntEnum):
     FINDING = 6
 
 
+LOST_SHARE = 0.5
+"""Of the temporary failures of a simulated provider that charges: so many are answers that were lost after the charge
+was made, the others refusals."""
+
+
 def uniform(seed: int, stream: Stream, event: int, user: int = 0, attempt: int = 0) -> float:
     """A number strictly between 0 and 1, the same for the same key in every process and engine."""
     state = int(seed) & _MASK

@@ -208,8 +208,8 @@ class JobType(Part):
     per_user: PerUser = PerUser(database="none")
     work: Literal["messages", "payment", "payment-check"] = Field(
         default="messages",
-        description="what serving a user is: a message, or charging an order; payment-check asks for lost answers",
-        json_schema_extra=acts_in_real("how long it takes is told by the other fields"),
+        description="what serving a user is: a message, or charging an order (of who is declined no job follows); "
+        "payment-check asks for lost answers",
     )
     send_concurrency: PositiveInt = Field(default=1, description="users of one job served at once")
     fan_out: FanOut | None = None

@@ -107,8 +107,11 @@ def best_rate(scenario: Scenario) -> Rate:
             if (provider := job.per_user.provider) is not None and channel_of(topology, job) not in shared:
                 sends[provider] += share
                 place_s[kind] += share * latency_s[provider] / min(job.send_concurrency, size)
+        paid = 1.0
+        if job.work == "payment" and (payer := job.per_user.provider) is not None:
+            paid -= topology.providers[payer].permanent_share
         for edge in job.follow_up:
-            count(tenant, edge.to, share, size)
+            count(tenant, edge.to, share * paid, size)
 
     def asked(limit: RateLimit, kinds: Iterable[Kind]) -> float:
         """What is counted, per arriving user; a job without users weighs 1 where users are limited."""

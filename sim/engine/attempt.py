@@ -184,6 +184,7 @@ class Attempt:
                 job.event,
                 self.users,
                 job.attempt,
+                job.type.work == "payment",
             )
         self._lanes = max(1, min(job.type.send_concurrency, self.count))
         for _ in range(self._lanes):

@@ -34,6 +34,14 @@ def beyond_fast(topology: Topology, deployment: Deployment, workload: Workload, 
     for name, job in topology.job_types.items():
         if job.fan_out and job.fan_out.calls_back:
             return f"the batch of {name} calls back"
+    for name in sorted(_in_batches(topology)):
+        job = topology.job_types[name]
+        if job.work == "payment" and job.follow_up:
+            return f"a job of {name} pays for several orders"
+    for name in topology.providers:
+        works = {job.work for job in topology.job_types.values() if job.per_user.provider == name}
+        if len(works) > 1:
+            return f"provider {name} has both messages and payments"
     for channel, names in shared_channels(topology).items():
         return f"jobs of {' and '.join(names)} share the ledger's rows of channel {channel}"
     for name, count in ways(topology).items():
@@ -46,3 +54,15 @@ def beyond_fast(topology: Topology, deployment: Deployment, workload: Workload, 
             if schedule.audience is None:
                 return f"schedule {schedule.name} starts jobs without users"
     return ""
+
+
+def _in_batches(topology: Topology) -> set[str]:
+    """The job types whose jobs may have several users."""
+    fans = [job.fan_out for job in topology.job_types.values() if job.fan_out]
+    left, found = [fan.to for fan in fans if fan.batch_size > 1], set[str]()
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += [edge.to for edge in topology.job_types[name].follow_up]
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from saqkit.spec.draws import Stream, uniforms
+from saqkit.spec.draws import LOST_SHARE, Stream, uniforms
 from saqkit.spec.workload import Arrival
 from sim.engine.costs import ProviderCosts
 
@@ -26,11 +26,22 @@ class Draws:
         self._first: dict[str, tuple[NDArray[np.float64], NDArray[np.int8]]] = {}
 
     def sends(
-        self, name: str, provider: ProviderCosts, timeout_s: float, event: int, users: Sequence[int], attempt: int
+        self,
+        name: str,
+        provider: ProviderCosts,
+        timeout_s: float,
+        event: int,
+        users: Sequence[int],
+        attempt: int,
+        pays: bool = False,
     ) -> tuple[list[float], list[int]]:
-        """Latency in seconds and fate (`SENT`, `TEMPORARY`, `PERMANENT`) of one send to each of `users`."""
+        """Latency in seconds and fate (`SENT`, `TEMPORARY`, `PERMANENT`) of one send to each of `users`.
+
+        `pays`: it is a charge, so that another attempt first asks for that of an earlier one.
+        """
         if attempt > 1 or event >= len(self._start):  # nobody knew of the event beforehand
-            latency, fate = self.draw(provider, timeout_s, np.int64(event), np.asarray(users, np.int64), attempt)
+            draw = self.draw_again if pays and attempt > 1 else self.draw
+            latency, fate = draw(provider, timeout_s, np.int64(event), np.asarray(users, np.int64), attempt)
             return latency.tolist(), fate.tolist()
         if name not in self._first:
             self._first[name] = self.draw(provider, timeout_s, self._events, self._users, 1)
@@ -61,3 +72,46 @@ class Draws:
             fate[late] = TEMPORARY
         fate[latency > timeout_s] = TEMPORARY
         return np.minimum(latency, timeout_s), fate
+
+    def draw_again(
+        self,
+        provider: ProviderCosts,
+        timeout_s: float,
+        events: NDArray[np.int64] | np.int64,
+        users: NDArray[np.int64],
+        attempt: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """The same of a charge whose answer an earlier attempt did not get: the provider is first asked whether it was
+        made, and only if not it is made now, as `saqkit.app.shop.payment_provider` does it.
+        """
+        made = self._charged(provider, events, users, 1)
+        for number in range(2, attempt):
+            told = self._asking_s(provider, events, users, number) <= timeout_s
+            made |= told & self._charged(provider, events, users, number)
+        asking = self._asking_s(provider, events, users, attempt)
+        latency, fate = self.draw(provider, timeout_s, events, users, attempt)
+        found = self._fates(provider, events, users)
+        late = asking > timeout_s
+        fate = np.where(late, TEMPORARY, np.where(made, found, fate)).astype(np.int8)
+        return np.minimum(asking, timeout_s) + np.where(late | made, 0.0, latency), fate
+
+    def _asking_s(
+        self, provider: ProviderCosts, events: NDArray[np.int64] | np.int64, users: NDArray[np.int64], attempt: int
+    ) -> NDArray[np.float64]:
+        """How long the provider takes to say whether it has made a charge."""
+        drawn = provider.latency.quantiles(uniforms(self.seed, Stream.FINDING, events, users, attempt))
+        return np.asarray(drawn * provider.latency_scale)
+
+    def _charged(
+        self, provider: ProviderCosts, events: NDArray[np.int64] | np.int64, users: NDArray[np.int64], attempt: int
+    ) -> NDArray[np.bool_]:
+        """Whether a charge was made by an attempt that came to ask for it: unless the provider said "later"."""
+        trouble = uniforms(self.seed, Stream.TEMPORARY, events, users, attempt)
+        share = provider.temporary_share
+        return (trouble < share * LOST_SHARE) | (trouble >= share)
+
+    def _fates(
+        self, provider: ProviderCosts, events: NDArray[np.int64] | np.int64, users: NDArray[np.int64]
+    ) -> NDArray[np.int8]:
+        declined = uniforms(self.seed, Stream.PERMANENT, events, users) < provider.permanent_share
+        return np.where(declined, PERMANENT, SENT).astype(np.int8)

@@ -22,6 +22,7 @@ class Job:
         "attempt",
         "crashes",
         "cursor",
+        "declined",
         "enqueued",
         "event",
         "event_at",
@@ -55,6 +56,7 @@ class Job:
         self.key, self.type_name, self.type = key, type_name, job_type
         self.event, self.event_at, self.priority, self.tenant, self.parent = event, event_at, priority, tenant, parent
         self.users = self.left = users
+        self.declined: list[int] = []
         self.first = 0 if job_type.fan_out or not len(users) else users[0]
         self.cursor = self.enqueued = self.crashes = 0
         self.holder: Attempt | None = None
@@ -68,6 +70,19 @@ class Job:
         if target < 0:
             raise AssertionError(f"{self.key} is {self.state.name.lower()} and cannot {action.name.lower()}")
         self.state = State(target)
+
+    def ended(self, attempt: Attempt) -> None:
+        """One of its attempts has ended: whom a payment declined stays declined."""
+        if self.type.work == "payment":
+            self.declined += attempt.refused
+
+    def followed(self) -> list[Sequence[int]]:
+        """For whom jobs follow when it is done, a part for each job: all of its users, or those who have paid."""
+        if not self.declined:
+            return [self.users]
+        declined = {*self.declined}
+        paid = [user for user in self.users if user not in declined]
+        return [paid] if paid else []
 
     @property
     def weight(self) -> int:

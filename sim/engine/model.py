@@ -211,6 +211,7 @@ class Model:
         if job.holder is not attempt:
             return  # fenced: recovery was faster
         job.holder = None
+        job.ended(attempt)
         attempt.worker.held.pop(job, None)
         if self.lines[job.type.queue].ended(job, now) and attempt.action != Action.RETRY:
             self.wake(job.type.queue)
@@ -229,7 +230,7 @@ class Model:
         else:
             self.record.add(attempt, now, "done", len(attempt.refused))
             for edge in job.type.follow_up:
-                self.enqueue_children(job, edge.to, [job.users])
+                self.enqueue_children(job, edge.to, job.followed())
         self.batches.ended(job, attempt.action == Action.BURY)
         self._close(job)
 
@@ -288,6 +289,7 @@ class Model:
             if job.holder is not attempt:
                 continue  # its finish had been sent before the process died
             job.holder = None
+            job.ended(attempt)
             job.crashes += 1
             durable = set(attempt.sent[: attempt.durable])
             gone = durable | set(attempt.refused)

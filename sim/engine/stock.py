@@ -311,6 +311,7 @@ class StockModel(Model):
         attempt.worker.held.pop(attempt.job, None)
         durable = set(attempt.sent[: attempt.durable])
         attempt.sent = [*durable]
+        job.ended(attempt)
         self._serve(job, attempt)
         job.crashes += 1
         attempt.job.crashes = job.crashes

@@ -139,8 +139,10 @@ class StockWorker(Worker):
                 yield Trip(_publish)
                 if not (yield attempt):
                     continue  # aborted
+                stored.job.ended(attempt)
                 for edge in job.type.follow_up if attempt.action == Action.FINISH else ():
-                    yield from self.enqueue(job, edge.to, job.users)
+                    for users in stored.job.followed():
+                        yield from self.enqueue(job, edge.to, users)
                 again = attempt.action == Action.RETRY
                 due_s = model.due_s(job, job.attempt) if again else 0.0
                 yield Trip(partial(model.settle_stock, attempt, due_s), model.scanned(self.line) if again else 0)

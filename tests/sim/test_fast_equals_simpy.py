@@ -311,6 +311,10 @@ HARD: dict[str, tuple[Topology, Deployment, Workload, str]] = {
         Workload.parse({"arrivals": {"kind": "poisson", "rate_per_s": 90, "duration_s": 6}}), ""),
     "a shop's evening rush": (shop(), TWO, Workload.burst(700), ""),
     "a shop with twice the limit": (shop(), TWO, Workload.burst(300), "rate_limit"),
+    "orders that are declined, and charges without an answer": (
+        override(load("shop"), {f"providers.payments.{name}": value for name, value in (
+            ("temporary_share", 0.3), ("permanent_share", 0.2), ("latency.mean_s", 0.1), ("timeout_s", 0.2))}, "test"),
+        TWO, Workload.burst(300), ""),
     "nobody": (shop(), TWO, Workload.parse({"arrivals": {"kind": "poisson", "rate_per_s": 1e-9, "duration_s": 1}}), ""),
 }  # fmt: skip
 

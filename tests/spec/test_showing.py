@@ -87,7 +87,6 @@ def test_what_acts_in_real_runs_only_is_listed_with_reasons() -> None:
         "queues.*.done_retention_s": "a finished job takes no part in any later attempt",
         "queues.*.dead_retention_s": "a dead letter takes no part in any later attempt",
         "queues.*.dead_cap": "a dead letter takes no part in any later attempt",
-        "job_types.*.work": "how long it takes is told by the other fields",
         "providers.*.url": "an address has no duration",
         "providers.*.sender": "a sender's name has no duration",
         "schedules.*.name": "a name has no duration",

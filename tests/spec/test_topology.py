@@ -203,7 +203,6 @@ REAL_ONLY = {
     "Queue.done_retention_s",
     "Queue.dead_retention_s",
     "Queue.dead_cap",
-    "JobType.work",
     "Provider.url",
     "Provider.sender",
     "Deployment.broker",

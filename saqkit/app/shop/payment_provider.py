@@ -15,11 +15,8 @@ from saqkit.app.mail import Provider, Simulated
 from saqkit.app.shop.charges import Charge, Charges
 from saqkit.app.shop.orders import Order
 from saqkit.errors import DescriptionError, TemporaryFailure
-from saqkit.spec.draws import Stream, uniform
+from saqkit.spec.draws import LOST_SHARE, Stream, uniform
 from saqkit.spec.topology import Topology
-
-LOST_SHARE = 0.5
-"""Of the temporary failures of a simulated provider: so many are answers that were lost after the charge was made."""
 
 
 class PaymentProvider(Protocol):

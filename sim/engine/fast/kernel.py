@@ -61,7 +61,7 @@ def simulate(t: Any, sends: Any) -> Any:
     job_kind, job_event, job_first, job_users = _ints(most_jobs), _ints(most_jobs), _ints(most_jobs), _ints(most_jobs)
     job_priority, job_parent, job_attempt = _ints(most_jobs), _ints(most_jobs), _ints(most_jobs)
     job_left, job_left_users, job_after = _ints(most_jobs), _ints(most_jobs), _ints(most_jobs)
-    job_cursor, job_enqueued = _ints(most_jobs), _ints(most_jobs)
+    job_cursor, job_enqueued, job_declined = _ints(most_jobs), _ints(most_jobs), _ints(most_jobs)
     job_queued_at, job_ready_at = _floats(most_jobs), _floats(most_jobs)
 
     # Attempts, and what is known of them while they are under way: `at_place` is the place of the next user or, of a
@@ -211,6 +211,8 @@ def simulate(t: Any, sends: Any) -> Any:
                 finished_at[a] = now
                 order[ended] = a
                 ended += 1
+                if t.type_pays[of]:
+                    job_declined[j] += refused[a]
                 if try_error[a] and job_attempt[j] < t.type_attempts[of]:
                     try_outcome[a] = RETRY
                     delay_s = t.delays_s[t.type_delays[of] + job_attempt[j] - 1]
@@ -232,7 +234,7 @@ def simulate(t: Any, sends: Any) -> Any:
                 else:
                     if try_error[a]:
                         try_outcome[a] = DEAD
-                    else:
+                    elif not job_declined[j]:  # whose payment was declined is told nothing
                         for k in range(t.follow_from[of], t.follow_from[of + 1]):
                             to = t.follow[k]
                             at = queue_of[to]

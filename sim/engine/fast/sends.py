@@ -40,6 +40,7 @@ def deal(
     (a job may time out before it comes to them). Retries are drawn until there are `most` of them.
     """
     draws, names = Draws(seed, ()), providers_used(topology)
+    paying = {job.per_user.provider for job in topology.job_types.values() if job.work == "payment"}
     sizes = np.array([arrival.users for arrival in arrivals], np.int64)
     starts, users = np.concatenate(([0], np.cumsum(sizes))), int(sizes.sum())
     latency, fate = np.empty(users * len(names)), np.empty(users * len(names), np.int8)
@@ -49,6 +50,7 @@ def deal(
 
     def draw(name: str, who: NDArray[np.int64] | range, attempt: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         timeout_s = topology.providers[name].timeout_s
+        again = draws.draw_again if attempt > 1 and name in paying else draws.draw
         if isinstance(who, range):
             event = np.searchsorted(starts, who.start, "right")
             if starts[event] >= who.stop:  # all of one event: its part of the key is hashed once
@@ -56,7 +58,7 @@ def deal(
                 return draws.draw(providers[name], timeout_s, np.int64(event), numbers, attempt)
             who = np.arange(who.start, who.stop)
         events = np.searchsorted(starts, who, "right")
-        return draws.draw(providers[name], timeout_s, events, who - starts[events - 1] + 1, attempt)
+        return again(providers[name], timeout_s, events, who - starts[events - 1] + 1, attempt)
 
     for n, name in enumerate(names):
         first = users * n

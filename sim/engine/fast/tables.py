@@ -70,6 +70,7 @@ class Tables(NamedTuple):
     delays_s: list[float]
     follow_from: list[int]
     follow: list[int]
+    type_pays: list[int]
     type_open_s: list[float]
     type_open_user_s: list[float]
     type_flush_s: list[float]
@@ -174,6 +175,7 @@ def flatten(
         delays_s=[*map(float, _joined(delays))],
         follow_from=_from(follows),
         follow=_joined(follows),
+        type_pays=[int(job.work == "payment") for job in types],
         type_open_s=[c.open_s for c in charged],
         type_open_user_s=[c.open_user_s for c in charged],
         type_flush_s=[c.flush_s for c in charged],
