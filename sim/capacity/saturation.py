@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
+from math import ceil
 
 import numpy as np
 import pandas as pd
 
-from saqkit.spec.topology import Topology
-from saqkit.spec.workload import Burst, Recorded, Scheduled, Workload
+from saqkit.spec.topology import Entry, Topology
+from saqkit.spec.workload import Burst, Recorded, Scheduled, Workload, entry_of
 from sim.capacity.limits import offered_users_per_s
 from sim.prediction import predict
 from sim.running.combination import Combination
@@ -61,7 +63,10 @@ def saturated(scenario: Scenario) -> Saturated:
     if isinstance(arrivals, Scheduled):
         topology = _entered_as_scheduled(scenario)
     burst = isinstance(arrivals, Burst)
-    wanted = min(MOST_USERS, max(500, ROUNDS * slots * (batch if burst else min(batch, max(each)))))
+    batch = batch if burst else min(batch, max(each))
+    entries = [entry_of(topology, scenario.seed, 1)] if burst else topology.entry
+    fewest = _users_that_fill(scenario, topology, entries, batch)
+    wanted = min(MOST_USERS, max(500, min(ROUNDS * slots * batch, fewest)))
     if burst:
         sizes = [wanted]
     else:
@@ -83,6 +88,29 @@ def saturated(scenario: Scenario) -> Saturated:
         queue=scenario.queue,
     )
     return Saturated(forecast.combinations[0])
+
+
+def _users_that_fill(scenario: Scenario, topology: Topology, entries: Sequence[Entry], most: int) -> int:
+    """Users who make `ROUNDS` jobs for each slot of every queue where they have any; batches are of at most `most`."""
+    jobs = defaultdict[str, float](float)  # per user, by queue
+    shares = sum(entry.share for entry in entries)
+
+    def count(name: str, share: float, size: int) -> None:
+        job = topology.job_types[name]
+        if job.fan_out:
+            count(job.fan_out.to, share, min(job.fan_out.batch_size, most))
+            return
+        jobs[job.queue] += share / size
+        for edge in job.follow_up:
+            count(edge.to, share, size)
+
+    for entry in entries:
+        for name in topology.starts(entry):
+            count(name, entry.share / shares, 1)
+    processes = scenario.deployment.processes(topology)
+    slots = {queue: scenario.deployment.hosts * sum(queue in served for served in processes)
+             * scenario.deployment.slots(topology, queue) for queue in jobs}  # fmt: skip
+    return ceil(max((ROUNDS * slots[queue] / each for queue, each in jobs.items()), default=0.0))
 
 
 def _entered_as_scheduled(scenario: Scenario) -> Topology:

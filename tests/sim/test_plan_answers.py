@@ -12,9 +12,12 @@ from simulated_run import free_profile, lab
 import sim
 from saqkit.cli import main
 from saqkit.errors import DescriptionError
+from saqkit.spec.deployment import Deployment
 from saqkit.spec.overriding import override
-from saqkit.spec.topology import Topology
+from saqkit.spec.topology import Topology, load
 from saqkit.spec.workload import Poisson, Workload
+from sim.capacity.saturation import saturated
+from sim.running.scenario import Scenario
 
 SECOND = {"kind": "constant", "mean_s": 0.1}
 
@@ -167,3 +170,14 @@ def test_the_command_tells_the_details_and_the_frontier_when_asked(capsys: pytes
 def test_a_price_that_is_none_is_refused(price: float) -> None:
     with pytest.raises(DescriptionError, match="price_per_worker_hour: a price is a number from 0 on"):
         sim.plan(lab(), 10, "p95<=60s", price_per_worker_hour=price)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("shop", 8 * 10 * 20, 8 * 10 * 20), ("school-erp", 8 * 10 * 50, 30_000)]
+)
+def test_a_saturated_run_has_as_many_users_as_fill_the_slots_and_no_more(name: str, least: int, most: int) -> None:
+    """Eight jobs for each slot of each queue that an arrival reaches; single jobs are not counted as batches."""
+    scenario = Scenario(load(name), Deployment(workers=20 if name == "shop" else 10), Workload.burst(1000),
+                        sim.Profile.nominal(), 0)  # fmt: skip
+    arrived = saturated(scenario).cell.settings["users"]
+    assert least <= arrived <= most

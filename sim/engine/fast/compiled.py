@@ -18,6 +18,7 @@ from sim.engine.fast.sends import Sends
 from sim.engine.fast.tables import Tables
 
 FEW, MANY = 300_000, 10_000_000  # users that take Python about as long as numba takes to be imported, and to compile
+JOB = 10  # a job takes Python as long as so many users of a batch
 _users = 0
 HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP)
 HELPERS = (
@@ -121,13 +122,13 @@ def deferred_signals() -> Iterator[None]:
             signal.raise_signal(caught)
 
 
-def pays(users: int) -> bool:
-    """Whether to use `compiled` for a run of `users` users, after all those that this process has simulated before.
+def pays(users: int, jobs: int) -> bool:
+    """Whether to use `compiled` for a run of so many users and jobs, after all those of this process before.
 
     Few are simulated sooner than numba is imported, and not so few sooner than it compiles.
     """
     global _users
-    _users += users
+    _users += users + JOB * jobs
     kernel = compiled() if _users > FEW else None
     return kernel is not None and (_users > MANY or bool(kernel.signatures) or _cached(kernel))
 

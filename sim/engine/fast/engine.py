@@ -50,7 +50,7 @@ def run_fast(
     }
     tables = flatten(topology, deployment, costs, arrivals, seed, relieved, tick_phase_s, deadline_s)
     users = tables.event_start[-1]
-    kernel = compiled() if compiles or (compiles is None and pays(users)) else None
+    kernel = compiled() if compiles or (compiles is None and pays(users, tables.jobs)) else None
     sends, everybody, most, scale = deal(topology, providers, arrivals, seed), False, users, 1
     while True:
         roomy = _with_room(topology, tables, sends, scale)
