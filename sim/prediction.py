@@ -129,6 +129,7 @@ def predict(
     replications: int | None = None,
     precision: float = HALF_WIDTH,
     max_replications: int = MOST,
+    max_seconds: float | None = None,
     seed: int = 0,
     same_draw: bool = False,
     tick_phase_s: float = 0.0,
@@ -145,8 +146,9 @@ def predict(
     Either `users` (bursts of that size) or whole `workload`s. `workers` and `concurrency` default to the deployment's
     (1 process, the topology's slots). Without a profile a nominal host is simulated. `replications` are run until the
     relative 90 % half-width of the mean makespan (of a stream: the mean latency) is at most `precision`, at least 5 and
-    at most `max_replications`. `same_draw`: no noise but the draws of `seed`, those that a real run of the same seed
-    uses.
+    at most `max_replications`; with `max_seconds` none begins once a combination has taken that long, if it has two
+    (`Combination.missed` tells where that left the mean less well known). `same_draw`: no noise but the draws of
+    `seed`, those that a real run of the same seed uses.
 
     `queue="stock"` plays the same system on stock SAQ's queue and worker in place of ours: see `docs/stock_mode.md`.
 
@@ -169,6 +171,8 @@ def predict(
     if (users is None) == (workload is None):
         raise UsageError("predict needs either users=N or workload=..., and not both")
     _check_numbers(replications, precision, max_replications, keep, n_jobs)
+    if max_seconds is not None and not max_seconds > 0:
+        raise UsageError(f"max_seconds={max_seconds}: a number above 0, or None for no limit")
     if queue not in get_args(QueueKind):
         raise UsageError(f'queue="{queue}": either "saqkit" or "stock"')
     if engine not in get_args(Engine):
@@ -190,7 +194,7 @@ def predict(
     for one in workloads if engine == "fast" else ():
         _ = scenario(one, deployments[0], shapes[0]).engine_used  # refuses what cannot be
     scenarios = (scenario(*cell) for cell in product(workloads, deployments, shapes))
-    rules = Rules(replications, precision, max_replications, keep, bottlenecks)
+    rules = Rules(replications, precision, max_replications, keep, bottlenecks, max_seconds)
     if count > LARGE and confirm is not True:
         trials = [scenario(one, deployments[0], shapes[0]) for one in workloads]
         sizes = [expected_users(trial) for trial in trials]

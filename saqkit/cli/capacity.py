@@ -176,6 +176,14 @@ def calibrate(runs: Sequence[str], out: str, as_json: bool) -> None:
     metavar="X",
     help="Enough runs: half-width of the mean's interval over the mean.",
 )
+@click.option(
+    "--seconds",
+    type=Amount(),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Begin no further run of a combination after S seconds, if it has two; 0: no limit.",
+)
 @click.option("--n-jobs", type=int, metavar="N", help="Combinations at once (default 1; -1: one per core).")
 @click.option("--yes", is_flag=True, help="Start a sweep of more than 10,000 combinations without asking.")
 @options.as_json
@@ -194,6 +202,7 @@ def predict(
     profile: str,
     replications: int | None,
     precision: float,
+    seconds: float,
     n_jobs: int | None,
     yes: bool,
     as_json: bool,
@@ -214,8 +223,8 @@ def predict(
             prediction = sim.predict(
                 what.topology, workload=what.workloads, deployment=what.deployment, workers=workers,
                 concurrency=concurrency, batch_size=batch_size, profile=known, replications=replications, seed=seed,
-                queue=queue, engine=engine, precision=precision, n_jobs=n_jobs, keep="summary", bottlenecks=True,
-                confirm=yes or _agreed, progress=tell,
+                queue=queue, engine=engine, precision=precision, max_seconds=seconds or None, n_jobs=n_jobs,
+                keep="summary", bottlenecks=True, confirm=yes or _agreed, progress=tell,
             )  # fmt: skip
         except sim.Interrupted as interrupted:
             prediction, stopped = interrupted.partial, True
@@ -224,6 +233,15 @@ def predict(
         click.echo(f"warning: {note}", err=True)
     if ": " in prediction.engine:
         click.echo(f"note: simulated by {prediction.engine}", err=True)
+    for n, cell in enumerate(prediction, start=1):
+        if cell.missed and (reached := cell.half_width) > precision:
+            row = f"row {n}: " if len(prediction) > 1 else ""
+            click.echo(
+                f"note: {row}after {cell.settings['replications']} runs the mean of {cell.missed} is known to "
+                f"{reached:.1%}, not to {precision:.1%} (--replications R and --seconds S allow more, --precision X "
+                "asks for less)",
+                err=True,
+            )
     found = prediction.to_dicts()
     if as_json:
         emit(found)

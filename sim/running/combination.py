@@ -47,13 +47,24 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Combination:
-    """One combination of settings: its replications' tables and measures, and for streams what is steady in them."""
+    """One combination of settings: its replications' tables and measures, and for streams what is steady in them.
+
+    `missed` names the measure whose mean is not known as well as was asked for; empty if it is, or if a number of
+    replications was asked for.
+    """
 
     settings: Mapping[str, Any]
     scenario: Scenario
     outcomes: tuple[Outcome, ...]
     replications: tuple[Mapping[str, float], ...]
     stream: Stream | None = None
+    missed: str = ""
+
+    @property
+    def half_width(self) -> float:
+        """Of the mean of `missed`, relative to it: how well that is known."""
+        known = intervals([found[self.missed] for found in self.replications])
+        return (known["mean_hi"] - known["mean"]) / known["mean"] if known["mean"] else 0.0
 
     @cached_property
     def measures(self) -> dict[str, dict[str, float]]:

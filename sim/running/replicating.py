@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Literal, cast
 
 import pandas as pd
@@ -24,13 +25,17 @@ Keep = Literal["attempts", "summary"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How many replications are run of each combination, what is kept, and whether bottlenecks are found at once."""
+    """How many replications are run of each combination, what is kept, and whether bottlenecks are found at once.
+
+    After `most_s` seconds no further replication begins, if there are two and no number was asked for.
+    """
 
     replications: int | None
     precision: float
     most: int
     keep: Keep
     bottlenecks: bool
+    most_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,10 @@ def replicate(scenario: Scenario, rules: Rules) -> Combination:
                 return Combination(settings, pilot, (_kept(outcome, rules),), (outcome.measures(),), watch.tried)
     outcomes, found = list[Outcome](), list[dict[str, float]]()
     timed = watch or isinstance(scenario.workload.arrivals, Scheduled)
+    began, reached = perf_counter(), rules.replications is not None
     while len(outcomes) < (rules.replications or rules.most):
+        if rules.most_s is not None and not reached and len(outcomes) > 1 and perf_counter() - began > rules.most_s:
+            break
         outcome = scenario.run(len(outcomes))
         found.append(outcome.measures())
         if watch:
@@ -73,9 +81,11 @@ def replicate(scenario: Scenario, rules: Rules) -> Combination:
         outcomes.append(_kept(outcome, rules))
         judged = "latency_mean_s" if timed and found[0]["users_done"] else "makespan_s"
         if rules.replications is None and enough([one[judged] for one in found], rules.precision):
+            reached = True
             break
     stream = watch.result() if watch else None
-    combination = Combination(scenario.settings(len(outcomes)), scenario, tuple(outcomes), tuple(found), stream)
+    settings, missed = scenario.settings(len(outcomes)), "" if reached else judged
+    combination = Combination(settings, scenario, tuple(outcomes), tuple(found), stream, missed)
     if rules.bottlenecks:
         _ = combination.reliefs, combination.verdict  # cached, and so carried along from another process
     return combination

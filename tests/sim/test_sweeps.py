@@ -70,6 +70,29 @@ def test_replications_follow_precision_and_its_bounds() -> None:
     assert run(replications=2, precision=0.5) == 2
 
 
+def test_no_replication_begins_after_the_time_that_a_combination_may_take() -> None:
+    (cell,) = sim.predict(lab(), users=300, precision=1e-6, max_seconds=1e-9)
+    assert cell.settings["replications"] == 2, "two show a spread"
+    assert cell.missed == "makespan_s"
+    makespan = cell.measures["makespan_s"]
+    assert cell.half_width == pytest.approx(makespan["mean_hi"] / makespan["mean"] - 1)
+    (patient,) = sim.predict(lab(), users=300, precision=0.5, max_seconds=1e6)
+    assert (patient.settings["replications"], patient.missed) == (5, "")
+    (exact,) = sim.predict(lab(), users=300, replications=4, max_seconds=1e-9)
+    assert (exact.settings["replications"], exact.missed) == (4, "")
+    with pytest.raises(UsageError, match="max_seconds=0: a number above 0"):
+        sim.predict(lab(), users=300, max_seconds=0)
+
+
+def test_the_command_says_where_it_stopped_and_what_runs_longer() -> None:
+    done = subprocess.run([*COMMAND, "--users", "200,300", "--seconds", "0.000001", "--precision", "0.0001"],
+                          capture_output=True, text=True, timeout=60, check=True)  # fmt: skip
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: row")]
+    assert len(notes) == 2
+    assert re.match(r"note: row 1: after 2 runs the mean of makespan_s is known to \d+\.\d%, not to 0\.0%", notes[0])
+    assert "--replications R and --seconds S allow more" in notes[0]
+
+
 def test_a_stream_is_repeated_until_its_latency_is_known_not_its_makespan() -> None:
     workload = Workload(arrivals=Poisson(rate_per_s=3, duration_s=20, users_per_event=40))
     (cell,) = sim.predict(lab(), workload=workload, precision=0.02, max_replications=30, keep="summary")
