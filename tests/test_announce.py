@@ -64,6 +64,15 @@ async def test_a_key_that_was_used_before_starts_nothing_again(redis_url: str, t
         assert await queue.count("queued") == 1
 
 
+async def test_one_key_is_one_event_also_where_ten_announce_at_once(redis_url: str, tmp_path: Path) -> None:
+    async with announcing(redis_url, tmp_path) as (announcer, _, queue):
+        calls = [announcer.announce(title="Closed", key="k", patience_s=5) for _ in range(10)]
+        announced = await asyncio.gather(*calls)
+        assert len({one.event for one in announced}) == 1
+        assert [one.new for one in announced].count(True) == 1
+        assert await queue.count("queued") == 1
+
+
 @pytest.mark.row("000.19")
 async def test_while_the_broker_is_away_the_event_is_saved_and_the_relay_delivers_it_once(tmp_path: Path) -> None:
     broker = PrivateBroker()

@@ -207,3 +207,20 @@ async def test_a_result_of_another_kind_is_told_to_those_who_wait(store: Countin
         await ledger.flush()
     with pytest.raises(StoreError):
         await ledger.close()
+
+
+async def test_it_is_behind_while_the_database_takes_no_results(store: Counting, holder: sqlite3.Connection) -> None:
+    ledger = Ledger(store, patience_s=0.3)
+    holder.execute("BEGIN IMMEDIATE")
+    ledger.add(sent(1))
+    assert not ledger.behind
+    async with asyncio.timeout(20):
+        while not ledger.behind:
+            ledger.add(sent(2))  # what comes later makes the first no younger
+            await asyncio.sleep(0.01)
+    holder.execute("ROLLBACK")
+    await ledger.flush()
+    assert not ledger.behind
+    ledger.add(sent(3))
+    assert not ledger.behind
+    await ledger.close()

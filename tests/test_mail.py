@@ -299,10 +299,14 @@ async def test_a_message_that_is_refused_is_permanent(code: bytes) -> None:
             await provider.send(mail())
 
 
-@pytest.mark.parametrize("lines", [0, 1, 3], ids=["never greets", "mute after the greeting", "mute after MAIL"])
+@pytest.mark.parametrize(
+    "lines",
+    [0, 1, 3, 5],
+    ids=["never greets", "mute after the greeting", "mute after MAIL", "takes the message and says nothing"],
+)
 async def test_a_server_that_says_nothing_is_given_up(lines: int) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for answer in (b"220 hello\r\n", b"250 hello\r\n", b"250 ok\r\n")[:lines]:
+        for answer in (b"220 hello\r\n", *[b"250 ok\r\n"] * 3, b"354 go on\r\n")[:lines]:
             writer.write(answer)
             await reader.readline()
         await reader.read()

@@ -31,7 +31,7 @@ from saqkit.app.shop.payment_provider import build_payments
 from saqkit.app.store import EventRow, Recipient, Store
 from saqkit.app.work import burn
 from saqkit.app.works import WORKS, Task
-from saqkit.errors import SaqkitError, TemporaryFailure
+from saqkit.errors import SaqkitError, StoreError, TemporaryFailure
 from saqkit.log_lines import bound
 from saqkit.queue.batches import Batch
 from saqkit.queue.letter import ids_of
@@ -40,6 +40,8 @@ from saqkit.spec.topology import CALLBACKS, JobType, Topology
 
 logger = logging.getLogger("saqkit")
 HOST = socket.gethostname()
+BURYING_S = 30.0
+"""For so long a dead job keeps its slot until the ledger knows of it."""
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -260,12 +262,24 @@ class Application:
         return {"done": task.attempt.facts["users_done"], "failed": task.attempt.facts["users_failed"]}
 
     async def bury(self, job: Job) -> None:
-        """A job has died: those of its users whom it left unserved have failed, and the ledger says why."""
+        """A job has died: those of its users whom it left unserved have failed, and the ledger says why.
+
+        It may have died because the database is away: this waits for it, `BURYING_S` at most, or raises `StoreError`.
+        """
         spec, kwargs = self.topology.job_types.get(job.function), job.kwargs or {}
         if spec is None or not kwargs.get("users") or spec.per_user.database == "none":
             return
         reason = (job.error or "the job died").strip().rsplit("\n", 1)[-1]
-        await self.store.abandon(int(kwargs["event"]), kwargs["users"], channel_of(self.topology, spec), reason)
+        began, pause_s, channel = time.monotonic(), 0.05, channel_of(self.topology, spec)
+        while True:
+            try:
+                await self.store.abandon(int(kwargs["event"]), kwargs["users"], channel, reason)
+                return
+            except StoreError:
+                if time.monotonic() - began > BURYING_S:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2.0, 2 * pause_s)
 
     async def _follow_up(self, spec: JobType, job: Job, event: EventRow, users: list[int]) -> None:
         """Say which jobs follow; they are enqueued in the step that makes this one done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 from saqkit.app.store import SendResult, Store
@@ -18,13 +19,17 @@ class Ledger:
     A result is committed `flush_every_s` after it was added at the latest (0.1 s: what a killed process may repeat), or
     at once if somebody waits in `flush`. All who wait share one transaction. A transaction that fails is repeated, with
     growing pauses, until it succeeds: writing a result twice changes nothing, so none is lost and none counts double.
-    Who waits in `flush` or `close` gets a `StoreError` after `give_up_s`; the results are still kept and tried.
+    Who waits in `flush` or `close` gets a `StoreError` after `give_up_s`; the results are still kept and tried. While a
+    result has waited for longer than `patience_s`, the ledger is `behind`.
     """
 
-    def __init__(self, store: Store, flush_every_s: float = 0.1, *, give_up_s: float = 30.0) -> None:
+    def __init__(
+        self, store: Store, flush_every_s: float = 0.1, *, give_up_s: float = 30.0, patience_s: float = 0.5
+    ) -> None:
         self._store = store
         self._flush_every_s = flush_every_s
         self._give_up_s = give_up_s
+        self._patience_s = patience_s
         self._buffer: list[SendResult] = []
         self._writing: list[SendResult] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -32,16 +37,26 @@ class Ledger:
         self._hurry = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._trouble = ""
+        self._buffered_at = self._written_from = 0.0
 
     @property
     def unwritten(self) -> int:
         """Results that are not committed yet."""
         return len(self._buffer) + len(self._writing)
 
+    @property
+    def behind(self) -> bool:
+        """Whether the database does not take results: who sends more now would repeat it all if this process died."""
+        if not self.unwritten:
+            return False
+        return time.monotonic() - (self._written_from if self._writing else self._buffered_at) > self._patience_s
+
     def add(self, result: SendResult) -> None:
         """Keep a result for the next transaction; never waits. To be called in the loop that uses the store."""
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write(), name="saqkit-ledger")
+        if not self._buffer:
+            self._buffered_at = time.monotonic()
         self._buffer.append(result)
         self._filled.set()
 
@@ -76,6 +91,7 @@ class Ledger:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self._flush_every_s)
             self._writing, self._buffer = self._buffer, []
+            self._written_from = self._buffered_at
             waiting, self._waiting = self._waiting, []
             self._filled.clear()
             self._hurry.clear()

@@ -58,13 +58,22 @@ class Serving:
         if lanes <= 1:
             await self._lane(remaining)
             return
-        async with asyncio.TaskGroup() as group:
-            for _ in range(lanes):
-                group.create_task(_awaited(Stopwatch(self._attempt, self._lane(remaining))))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(lanes):
+                    group.create_task(_awaited(Stopwatch(self._attempt, self._lane(remaining))))
+        except ExceptionGroup as errors:  # one says it all
+            raise errors.exceptions[0] from errors
 
     async def _lane(self, recipients: Iterator[Recipient]) -> None:
-        """Serve one user after the other, from an iterator that all lanes share."""
+        """Serve one user after the other, from an iterator that all lanes share.
+
+        While the database takes no results nothing is sent: all of it would be repeated if this process died.
+        """
         for recipient in recipients:
+            if self._ledger is not None and self._ledger.behind:
+                with self._attempt.database():
+                    await self._ledger.flush()
             name = message_id(self._event.id, recipient.user, self._channel, sender=self._sender)
             failure = await self._send(recipient, name)
             if self._tells or failure is not None:
