@@ -85,7 +85,7 @@ async def announced(made: System, draws: Random, over: asyncio.Event) -> list[in
         found.append(await made.insist(announce))
         if draws.random() < 0.5:
             assert await made.insist(announce) == found[-1]
-        await asyncio.sleep(draws.uniform(0.5, 1.0))
+        await asyncio.sleep(draws.uniform(0.8, 1.3))
     return found
 
 
