@@ -48,7 +48,17 @@ YARDSTICK_LIMIT = 0.15
 STEPS = 9_000
 """So many rows of the steps table are aimed at."""
 UNSAID = dict.fromkeys(
-    ("SAQKIT_SMTP_URL", "SAQKIT_SMTP_SENDER", "SAQKIT_CHARGES", "FRONTEND_URL", "SAQKIT_PAYLOAD_KEYS"), ""
+    (
+        "SAQKIT_SMTP_URL",
+        "SAQKIT_SMTP_SENDER",
+        "SAQKIT_CHARGES",
+        "SAQKIT_COURSE_REPORTS",
+        "SAQKIT_SYNC_URL",
+        "SAQKIT_SYNC_TOKEN",
+        "FRONTEND_URL",
+        "SAQKIT_PAYLOAD_KEYS",
+    ),
+    "",
 )
 """Made-up users get no real email, and what they pay is in no real books."""
 

@@ -20,6 +20,10 @@ from saq.job import Job, Status
 
 from saqkit.app.announcing import Announcer, Relay, new_job
 from saqkit.app.attempt import Attempt, Stopwatch
+from saqkit.app.courses.enrolling import letters
+from saqkit.app.courses.enrolments import due
+from saqkit.app.courses.source import Source
+from saqkit.app.courses.syncing import PEOPLE, people_of
 from saqkit.app.emails.sending import Sender, or_email
 from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Provider, Simulated
@@ -48,8 +52,8 @@ Handler = Callable[..., Awaitable[Any]]
 class Application:
     """The store, the ledger, the providers with their gates, and the queues of one worker process.
 
-    `environ` is heeded by emails and payments. `sample_every`: the steps of every n-th user are written to `steps_file`
-    (0: none).
+    `environ` is heeded by emails, payments, reports and synchronisations. `sample_every`: the steps of every n-th user
+    are written to `steps_file` (0: none).
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Application:
         self.emails = Sender(topology, store, queues, providers, self.gates, environ)
         self.orders = Orders(store.database)
         self.payments = build_payments(topology, store.database, providers, environ)
+        self.environ, self.source = environ, Source.from_environment(environ)
+        self._people = people_of(topology, self.source, store, dict(providers))
         self._sample_every, self._steps_file = sample_every, steps_file
         self._steps: TextIO | None = None
 
@@ -96,6 +102,8 @@ class Application:
             await gate.close()
         for provider in self.providers.values():
             await provider.close()
+        if self.source is not None:
+            await self.source.close()
         for payments in self.payments.values():
             await payments.close()
         if self._steps is not None:
@@ -114,7 +122,7 @@ class Application:
             row = await self._event(event)
             if spec.fan_out is not None:
                 work = self._fan_out(name, spec, job, row, attempt)
-            elif spec.work != "messages":
+            elif spec.work != "messages" and spec.work not in PEOPLE:
                 work = self._do(Task(name, spec, job, row, users or [], attempt))
             else:
                 work = self._serve(spec, job, row, users or [], attempt)
@@ -151,6 +159,8 @@ class Application:
         assert edge is not None
         queue = self.queues[self.topology.job_types[edge.to].queue]
         batch = await self._batch(queue, spec, job, event) if edge.calls_back else None
+        # A measured run's users are all of them, whatever it is about.
+        only = [due(event)] if spec.work == "reminders" and event.audience.first_n is None else []
         size = max(1, edge.page_size // edge.batch_size) * edge.batch_size  # whole batches, but for the last
         burn(spec.cpu_us)
         with attempt.database():
@@ -168,7 +178,7 @@ class Application:
             return {"users": found, "batches": batches}
         while True:
             with attempt.database():
-                page = await self.store.audience_page(event.audience, cursor, size)
+                page = await self.store.audience_page(event.audience, cursor, size, *only)
             jobs = []
             for start in range(0, len(page), edge.batch_size):
                 before = page[start - 1] if start else cursor
@@ -233,10 +243,11 @@ class Application:
             event,
             job.attempts,
             channel_of(self.topology, spec),
-            self.providers[spec.per_user.provider] if spec.per_user.provider else None,
+            self._people.get(job.function) or self.providers.get(spec.per_user.provider or ""),
             self.ledger if spec.per_user.database == "ledger" else None,
             attempt,
             self.gates.get(spec.per_user.provider or ""),
+            written=await letters(self, job.function, event, pending),
         )
         try:
             await serving.serve(pending)

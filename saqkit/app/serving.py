@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.ledger import Ledger
@@ -17,6 +17,9 @@ from saqkit.app.work import burn
 from saqkit.errors import PermanentFailure, TemporaryFailure
 from saqkit.queue.payload import hide
 from saqkit.spec.topology import JobType, Topology
+
+if TYPE_CHECKING:
+    from saqkit.app.emails.rendering import Rendered
 
 logger = logging.getLogger("saqkit")
 
@@ -31,7 +34,8 @@ class Serving:
     """The users of one attempt (execution `number` of its job), served `send_concurrency` at a time.
 
     `served`: users who are sent or refused for ever; `put_off`: the temporary failures of the others. Results go to
-    `ledger` if there is one; each send passes the provider's `gate` if it has one.
+    `ledger` if there is one; each send passes the provider's `gate` if it has one. `written`: letters of their own, by
+    user; the others are told what the event says.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class Serving:
         ledger: Ledger | None,
         attempt: Attempt,
         gate: Gate | None = None,
+        written: Mapping[int, Rendered] | None = None,
     ) -> None:
+        self._written = written or {}
         self.served: list[int] = []
         self.put_off: list[TemporaryFailure] = []
         self._spec, self._event, self._number, self._channel = spec, event, number, channel
@@ -104,15 +110,16 @@ class Serving:
             if sampled:  # nothing was awaited since: all of the thread's time was this user's
                 attempt.step(recipient.user, "cpu", time.thread_time() - began)
             return None
+        own = self._written.get(recipient.user)
         email = Email(
             event=event.id,
             user=recipient.user,
             attempt=self._number,
             to=recipient.email,
             name=recipient.name,
-            subject=event.title,
-            text=f"{event.body or event.title}\n",
-            html=None,
+            subject=own.subject if own else event.title,
+            text=own.text if own else f"{event.body or event.title}\n",
+            html=own.html if own else None,
             message_id=name,
             sender=provider.sender,
         )

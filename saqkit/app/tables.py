@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 # Raised by every change of a table, together with a file in migrations/ that carries an older database over.
-VERSION = 2
+VERSION = 3
 
 metadata = MetaData()
 
@@ -189,4 +189,72 @@ audit = Table(
     Column("detail", Text, nullable=False),
     Index("audit_by_tenant", "tenant", "id"),
     sqlite_autoincrement=True,
+)
+
+# What a platform teaches. A course that comes from elsewhere keeps the id that it has there.
+courses = Table(
+    "courses",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("source_id", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("next_lesson_at", Double),
+    Column("changed_at", Double, nullable=False),
+    UniqueConstraint("tenant", "source_id"),
+    sqlite_autoincrement=True,
+)
+
+# Somebody's place in a course: `pending` from checkout until the payment is in, then for ever `completed`. Without a
+# course in measured runs, whose users have chosen none; without an event where another system (`source`) tells of it.
+enrolments = Table(
+    "enrolments",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user_id", Integer, nullable=False),
+    Column("course_id", Integer),
+    Column("event_id", Integer),
+    Column("order_id", Integer),
+    Column("origin", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("completed_at", Double),
+    UniqueConstraint("user_id", "course_id"),
+    UniqueConstraint("event_id", "user_id"),
+    CheckConstraint("origin IN ('here', 'source')", name="enrolments_origin"),
+    CheckConstraint("state IN ('pending', 'completed')", name="enrolments_state"),
+    sqlite_autoincrement=True,
+)
+
+# What another system says of a person, as it says it.
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("user_id", Integer, primary_key=True, autoincrement=False),
+    Column("data", Text, nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+
+# How far a synchronisation has come; `finished_event` is the event whose pass was the last to reach the end.
+sync_cursors = Table(
+    "sync_cursors",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("cursor", Text, nullable=False),
+    Column("finished_event", Integer, nullable=False),
+)
+
+# Codes that somebody has to enter, one for each purpose; only a salted digest is kept.
+codes = Table(
+    "codes",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("email", Text, primary_key=True),
+    Column("purpose", Text, primary_key=True),
+    Column("salt", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Index("codes_by_expiry", "expires_at"),
 )

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 from saq.job import Job
 
 from saqkit.app.attempt import Attempt
+from saqkit.app.courses.codes import clean
+from saqkit.app.courses.enrolling import complete
+from saqkit.app.courses.reporting import report
+from saqkit.app.courses.syncing import pull_courses
 from saqkit.app.shop.checking import check
 from saqkit.app.shop.payments import pay
 from saqkit.app.store import EventRow
@@ -30,6 +34,13 @@ class Task:
     attempt: Attempt
 
 
-WORKS: Mapping[str, Callable[[Application, Task], Awaitable[list[int]]]] = {"payment": pay, "payment-check": check}
+WORKS: Mapping[str, Callable[[Application, Task], Awaitable[list[int]]]] = {
+    "payment": pay,
+    "payment-check": check,
+    "enrolment": complete,
+    "sync-courses": pull_courses,
+    "clean-codes": clean,
+    "report": report,
+}
 """Each counts users as served or failed in the books, raises what makes the attempt fail, and returns for which users
 the job is to be followed by others."""

@@ -197,6 +197,12 @@ class FollowUp(Part):
     to: Name
 
 
+Work = Literal["messages", "payment", "payment-check", "enrolment", "reminders", "clean-codes", "report",
+               "sync-courses", "sync-profiles", "sync-enrolments"]  # fmt: skip
+FOR_NOBODY = ("payment-check", "clean-codes", "report", "sync-courses")
+"""The work of job types whose jobs serve no users."""
+
+
 class JobType(Part):
     """A kind of job: where it queues, how it is retried, and what it does."""
 
@@ -206,10 +212,11 @@ class JobType(Part):
     timeout_s: PositiveFloat = 300.0
     cpu_us: NonNegativeFloat = Field(default=0.0, description="work per job in nominal µs, besides the users'")
     per_user: PerUser = PerUser(database="none")
-    work: Literal["messages", "payment", "payment-check"] = Field(
+    work: Work = Field(
         default="messages",
-        description="what serving a user is: a message, or charging an order (of who is declined no job follows); "
-        "payment-check asks for lost answers",
+        description="what serving a user is: a message, charging an order (of who is declined no job follows), completing"
+        " an enrolment, asking another system for a profile or enrolments (sync-…); reminders: the fan-out finds those who are due; the others serve"
+        " nobody: payment-check asks for lost answers, sync-courses, clean-codes, report",
     )
     send_concurrency: PositiveInt = Field(default=1, description="users of one job served at once")
     fan_out: FanOut | None = None
@@ -218,6 +225,10 @@ class JobType(Part):
     @model_validator(mode="after")
     def _fans_out_or_serves(self) -> JobType:
         served = {"work": "messages", "per_user": PerUser(database="none"), "send_concurrency": 1, "follow_up": ()}
+        if self.work == "reminders":
+            if not self.fan_out:
+                raise ValueError('work = "reminders" finds out who is due: say fan_out = { to = "NAME" }')
+            del served["work"]
         if self.fan_out and (wrong := [name for name, unset in served.items() if getattr(self, name) != unset]):
             raise ValueError(f'{wrong[0]} means nothing beside fan_out: it belongs to "{self.fan_out.to}", whose jobs '
                              "have users")  # fmt: skip
@@ -225,6 +236,12 @@ class JobType(Part):
 
     @model_validator(mode="after")
     def _pays_by_a_provider(self) -> JobType:
+        if self.work == "enrolment" and self.per_user.database == "none":
+            raise ValueError('work = "enrolment" needs where it is written down who was served: say per_user = '
+                             '{ database = "ledger" }')  # fmt: skip
+        if self.work in ("sync-profiles", "sync-enrolments") and self.per_user.provider is None:
+            raise ValueError(f'work = "{self.work}" needs how the other system is asked: say per_user = '
+                             '{ provider = "NAME", database = "ledger" }')  # fmt: skip
         if self.work == "payment" and (self.per_user.provider is None or self.per_user.database == "none"):
             raise ValueError('work = "payment" needs who charges, and where that is written down: say per_user = '
                              '{ provider = "NAME", database = "ledger" }')  # fmt: skip
@@ -234,8 +251,8 @@ class JobType(Part):
     def _checks_for_nobody(self) -> JobType:
         served = {"per_user": PerUser(database="none"), "send_concurrency": 1}
         wrong = [name for name, unset in served.items() if getattr(self, name) != unset]
-        if self.work == "payment-check" and wrong:
-            raise ValueError(f'{wrong[0]} means nothing beside work = "payment-check", whose jobs serve no users: '
+        if self.work in FOR_NOBODY and wrong:
+            raise ValueError(f'{wrong[0]} means nothing beside work = "{self.work}", whose jobs serve no users: '
                              "leave it out")  # fmt: skip
         return self
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from saq.job import Job
 
 from saqkit.app.attempt import Attempt, Stopwatch
-from saqkit.app.emails.catalogue import EMAIL_TYPES, ID_BITS, OPTIONAL, EmailType, checked_data
+from saqkit.app.emails.catalogue import EMAIL_TYPES, ID_BITS, OPTIONAL, EmailType, Value, checked_data
 from saqkit.app.emails.links import Links
 from saqkit.app.emails.secrecy import mark_secrets
 from saqkit.app.mail import Email, Provider
@@ -35,7 +35,7 @@ from saqkit.queue.queue import Queue
 from saqkit.spec.topology import Topology
 
 if TYPE_CHECKING:
-    from saqkit.app.emails.rendering import Renderer
+    from saqkit.app.emails.rendering import Rendered, Renderer
 
 __all__ = ["Sender", "message_id_of", "or_email"]
 
@@ -66,6 +66,10 @@ class Sender:
 
             self._renderer: Renderer = Renderer(Links.from_environment(environ))
             mark_secrets(topology, queues, environ)
+
+    def render(self, kind: EmailType, variables: Mapping[str, Value]) -> Rendered:
+        """What an email of `kind` says; `PermanentFailure` if it cannot be rendered."""
+        return self._renderer.render(kind, variables)
 
     async def handle(self, job_type: str, job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
         """Send the email of a job whose arguments are `given`, and keep the attempt's books."""

@@ -44,13 +44,16 @@ class Checkout:
         tenant: str = "",
         key: str | None = None,
         title: str = "",
+        course: int | None = None,
         patience_s: float = 0.05,
     ) -> CheckedOut:
         """Save an order of a user, and enqueue its payment if the broker takes it within `patience_s`.
 
         Order and outbox row are one transaction: with the broker away the workers' relay enqueues the payment later. A
         `key` that the tenant has used before returns the first order, and charges nothing more. `title`: the subject
-        of what the customer is told. `UsageError` for no such user, a key of another order, a title of two lines.
+        of what the customer is told. `course`: the order gives a place in it, which is kept from now on and completed
+        by the payment. `UsageError` for no such user or course, a place that the user has already, a key of another
+        order, a title of two lines.
         """
         started = time.perf_counter()
         if not title.isprintable() or (key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY)):
@@ -58,7 +61,7 @@ class Checkout:
         job_type, entry = paying_entry(self._topology)
         body = f"We have received your payment of {money}. Thank you!"
         new = NewOrder(user, money, job_type, topic_of(entry), title or f"Your payment of {money}", body,
-                       tenant or entry.tenant, key)  # fmt: skip
+                       tenant or entry.tenant, key, course)  # fmt: skip
         order, is_new = await self.orders.add(new, time.time())
         enqueued = is_new and await self._announcer.deliver_soon(order.event_id, patience_s)
         return CheckedOut(order, is_new, enqueued, (time.perf_counter() - started) * 1000)

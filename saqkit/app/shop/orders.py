@@ -12,6 +12,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, insert, select, tex
 from sqlalchemy.dialects import postgresql, sqlite
 
 from saqkit.app.audience import Audience
+from saqkit.app.courses.enrolments import course_of_order, reserve
 from saqkit.app.database import Database
 from saqkit.app.shop.money import Money
 from saqkit.app.store import EventRow
@@ -62,7 +63,8 @@ class Order:
 class NewOrder:
     """What a checkout saves: whose order, of what, started by which job type through which `topic` of events.
 
-    `title` and `body` become the subject and the text of what the customer is told.
+    `title` and `body` become the subject and the text of what the customer is told. `course`: which one the order gives
+    a place in, once it is paid.
     """
 
     user: int
@@ -73,6 +75,7 @@ class NewOrder:
     body: str
     tenant: str = ""
     key: str | None = None
+    course: int | None = None
 
 
 class Begun(NamedTuple):
@@ -130,6 +133,8 @@ class Orders:
         made = {"tenant": new.tenant, "key": new.key, "event_id": event, "user_id": new.user, "job_type": new.job_type,
                 "created_at": at, **_unpaid(new.money)}  # fmt: skip
         identity = connection.execute(insert(orders).values(made).returning(orders.c.id)).scalar_one()
+        if new.course is not None:
+            reserve(connection, new.user, new.course, event, identity, at)
         return _one(connection, select(orders).where(orders.c.id == identity)), True
 
     async def begin(self, event: EventRow, whose: Sequence[int], job_type: str, channel: str, at: float) -> Begun:
@@ -290,6 +295,9 @@ def _same(connection: Connection, new: NewOrder) -> Order:
     if (order.user_id, order.money) != (new.user, new.money):
         raise UsageError(f'the key "{new.key}" belongs to order {order.id} of user {order.user_id}, {order.money} '
                          "(use a new key for a new order)")  # fmt: skip
+    if (course := course_of_order(connection, order.id)) != new.course:
+        raise UsageError(f'the key "{new.key}" belongs to order {order.id} of course {course} (use a new key for a new'
+                         " order)")  # fmt: skip
     return order
 
 

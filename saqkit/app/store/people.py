@@ -83,12 +83,14 @@ class People(Part):
         count = _count(*_members(audience or Audience()))
         return await self._database.read(lambda connection: connection.execute(count).scalar_one())
 
-    async def audience_page(self, audience: Audience, after: int, limit: int) -> list[int]:
+    async def audience_page(self, audience: Audience, after: int, limit: int, *only: ColumnElement[bool]) -> list[int]:
         """Ids of the next `limit` active users of the audience, all greater than `after`, in order.
+
+        With conditions in `only`, those of them for whom they hold.
 
         Read from the replica, if there is one; from the main database while that is away.
         """
-        members = select(users.c.id).where(users.c.id > after, *_members(audience))
+        members = select(users.c.id).where(users.c.id > after, *_members(audience), *only)
         page = members.order_by(users.c.id).limit(limit)
         if self._as_json:
             as_one = select(func.json_group_array(page.subquery().c.id))
