@@ -179,7 +179,8 @@ async def open_shop(topology: Topology, url: str, folder: Path, users: int = 50)
             stack.push_async_callback(queue.disconnect)
             await queue.redis.set(queue.namespace("recording"), 1)
         store = await stack.enter_async_context(await Store.open(f"sqlite:///{folder}/data.db"))
-        await store.add_numbered_users(users)
+        if users:
+            await store.add_numbered_users(users)
         made = Shop(topology, url, folder, store, queues)
         stack.push_async_callback(made.charges.close)
         yield made
