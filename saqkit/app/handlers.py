@@ -29,6 +29,7 @@ from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Provider, Simulated
 from saqkit.app.mail.gate import build_gates
 from saqkit.app.scheduling import EventTimetable
+from saqkit.app.school.working import Worker, or_school
 from saqkit.app.serving import Serving, channel_of
 from saqkit.app.shop.orders import Orders
 from saqkit.app.shop.payment_provider import build_payments
@@ -74,6 +75,7 @@ class Application:
         self.timetable = EventTimetable(self.announcer)
         self.ledger = Ledger(store)
         self.emails = Sender(topology, store, queues, providers, self.gates, environ)
+        self.school = Worker(self, environ)
         self.orders = Orders(store.database)
         self.payments = build_payments(topology, store.database, providers, environ)
         self.environ, self.source = environ, Source.from_environment(environ)
@@ -322,7 +324,7 @@ def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Ha
         return handle
 
     named = {name: handler(name) for name, spec in topology.job_types.items() if queue in (None, spec.queue)}
-    return [(name, or_email(name, function)) for name, function in named.items()]
+    return [(name, or_school(name, or_email(name, function))) for name, function in named.items()]
 
 
 async def after_process(ctx: dict[str, Any]) -> None:

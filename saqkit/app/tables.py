@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 # Raised by every change of a table, together with a file in migrations/ that carries an older database over.
-VERSION = 3
+VERSION = 4
 
 metadata = MetaData()
 
@@ -257,4 +257,35 @@ codes = Table(
     Column("tries", Integer, nullable=False),
     Column("expires_at", Double, nullable=False),
     Index("codes_by_expiry", "expires_at"),
+)
+
+# What a school's jobs have done, each once: whoever repeats a job finds its key here, and what came of it. `digest` is
+# of its arguments, so that a key is not taken for that of another operation.
+school_operations = Table(
+    "school_operations",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("institution", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("done_at", Double, nullable=False),
+    ForeignKeyConstraint(["tenant", "institution"], ["institutions.tenant", "institutions.name"]),
+)
+
+# Classes, enrolments, subjects, exams, grades: as the last operation has left them. `user_id` is 0 where nobody is
+# meant.
+school_records = Table(
+    "school_records",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("institution", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("user_id", Integer, primary_key=True, autoincrement=False),
+    Column("data", Text, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    ForeignKeyConstraint(["tenant", "institution"], ["institutions.tenant", "institutions.name"]),
+    sqlite_with_rowid=False,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -59,28 +59,18 @@ class Attendance(Part):
         Raises `UsageError`, and stores nothing, for a status that there is not, an institution that the tenant does not
         have, or a pupil who is not of the tenant.
         """
-        for user, status in marks.items():
-            if status not in STATUSES:
-                raise UsageError(f'"{status}" (user {user}) is no mark: {did_you_mean(status, STATUSES)}')
-        rows = json.dumps([[user, status] for user, status in sorted(marks.items())])
-        place = {"tenant": tenant, "institution": institution, "day": day.isoformat()}
-        marked = {**place, "rows": rows, "by": by, "at": now(at)}
-        unknown, before, put = _statements(self._database.dialect)
+        return await self._database.write(
+            marking(self._database.dialect, tenant, institution, day, marks, by=by, at=now(at))
+        )
 
-        def store(connection: Connection) -> Marked:
-            # Two who mark one institution take turns, so that each mark is new only once.
-            ours = (institutions.c.tenant == tenant, institutions.c.name == institution)
-            held = select(institutions.c.name).where(*ours).with_for_update(key_share=True)
-            if connection.execute(held).scalar() is None:
-                raise UsageError(f'tenant "{tenant}" has no institution "{institution}"')
-            stranger = connection.execute(unknown, {"tenant": tenant, "rows": rows}).scalar()
-            if stranger is not None:
-                raise UsageError(f'user {stranger} is not of tenant "{tenant}"')
-            known, corrected = connection.execute(before, {**place, "rows": rows}).one()
-            connection.execute(put, marked)
-            return Marked(len(marks) - known, corrected)
+    async def check(self, tenant: str, institution: str, pupils: Collection[int] = ()) -> None:
+        """Raise `UsageError` if the tenant does not have the institution, or a pupil is not of the tenant."""
+        rows = json.dumps([[user, ""] for user in sorted(pupils)])
 
-        return await self._database.write(store)
+        def look(connection: Connection) -> None:
+            _check(connection, self._database.dialect, tenant, institution, rows)
+
+        await self._database.read(look)
 
     async def of_day(self, tenant: str, institution: str, day: date) -> dict[int, str]:
         """Status by user id, in order of user id."""
@@ -96,6 +86,45 @@ class Attendance(Part):
         values |= {"first": first.isoformat(), "last": last.isoformat()}
         rows = await self._database.read(lambda connection: connection.execute(_REPORT, values).all())
         return [PupilDays(*row) for row in rows]
+
+
+def marking(
+    dialect: Dialect,
+    tenant: str,
+    institution: str,
+    day: date,
+    marks: Mapping[int, Status],
+    *,
+    by: str,
+    at: float,
+) -> Callable[[Connection], Marked]:
+    """What `Attendance.mark` does in a transaction, for one that does more."""
+    for user, status in marks.items():
+        if status not in STATUSES:
+            raise UsageError(f'"{status}" (user {user}) is no mark: {did_you_mean(status, STATUSES)}')
+    rows = json.dumps([[user, status] for user, status in sorted(marks.items())])
+    place = {"tenant": tenant, "institution": institution, "day": day.isoformat(), "rows": rows}
+    _, before, put = _statements(dialect)
+
+    def store(connection: Connection) -> Marked:
+        # Two who mark one institution take turns, so that each mark is new only once.
+        ours = (institutions.c.tenant == tenant, institutions.c.name == institution)
+        connection.execute(select(institutions.c.name).where(*ours).with_for_update(key_share=True))
+        _check(connection, dialect, tenant, institution, rows)
+        known, corrected = connection.execute(before, place).one()
+        connection.execute(put, {**place, "by": by, "at": at})
+        return Marked(len(marks) - known, corrected)
+
+    return store
+
+
+def _check(connection: Connection, dialect: Dialect, tenant: str, institution: str, rows: str) -> None:
+    ours = (institutions.c.tenant == tenant, institutions.c.name == institution)
+    if connection.execute(select(institutions.c.name).where(*ours)).scalar() is None:
+        raise UsageError(f'tenant "{tenant}" has no institution "{institution}"')
+    stranger = connection.execute(_statements(dialect)[0], {"tenant": tenant, "rows": rows}).scalar()
+    if stranger is not None:
+        raise UsageError(f'user {stranger} is not of tenant "{tenant}"')
 
 
 @cache

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.sql.dml import ReturningInsert
 
 from saqkit.app.store.part import Part, now
 from saqkit.app.tables import audit
@@ -47,14 +48,7 @@ class AuditLog(Part):
 
         `detail` has to be JSON. Raises `UsageError` if it is not, or if nobody or nothing is named.
         """
-        if not actor or not action:
-            raise UsageError("an audit entry needs an actor and an action")
-        try:
-            words = json.dumps(dict(detail or {}), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"the detail of an audit entry has to be JSON: {error}") from error
-        values = {"tenant": tenant, "at": now(at), "actor": actor, "action": action, "target": target, "detail": words}
-        entry = audit.insert().values(values).returning(audit.c.id)
+        entry = writing(actor=actor, action=action, target=target, tenant=tenant, detail=detail, at=now(at))
         return await self._database.write(lambda connection: connection.execute(entry).scalar_one())
 
     async def of_tenant(self, tenant: str, *, before: int | None = None, limit: int = 100) -> list[Entry]:
@@ -65,3 +59,17 @@ class AuditLog(Part):
         latest = own.order_by(audit.c.id.desc()).limit(limit)
         rows = await self._database.read(lambda connection: connection.execute(latest).mappings().all())
         return [Entry(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
+
+
+def writing(
+    *, actor: str, action: str, target: str, tenant: str, detail: Mapping[str, Any] | None, at: float
+) -> ReturningInsert[tuple[int]]:
+    """What `AuditLog.append` executes, for a transaction that does more; it raises what that raises."""
+    if not actor or not action:
+        raise UsageError("an audit entry needs an actor and an action")
+    try:
+        words = json.dumps(dict(detail or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the detail of an audit entry has to be JSON: {error}") from error
+    values = {"tenant": tenant, "at": at, "actor": actor, "action": action, "target": target, "detail": words}
+    return audit.insert().values(values).returning(audit.c.id)

@@ -1,0 +1,1 @@
+"""A school's jobs: attendance that is marked and reported, and academic records; each job does its work once."""
