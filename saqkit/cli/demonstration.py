@@ -14,6 +14,7 @@ from typing import Any
 
 import sim
 from saqkit.cli.demo_report import picture_of, report_of, table_of
+from saqkit.cli.demonstrating_school import has_schools, school_day
 from saqkit.cli.fitting_the_minute import arriving, fit_the_minute, users_to_fit
 from saqkit.cli.output import table
 from saqkit.errors import UsageError
@@ -145,6 +146,10 @@ async def demonstrate(
     echo(f"\n5. Side by side\n{table_of(comparison, SCREEN)}")
     for reason in caveats(small, comparison):
         echo(f"   Note: {reason}.")
+    if has_schools(topology):
+        echo("\n6. Marked, reported and recorded for real: two tenants, 1 worker process")
+        reports = folder / f"saqkit-demo-{topology.name}-reports"
+        echo(textwrap.indent(await school_day(topology, reports, began_at.date()), "   "))
 
     result = DemoResult(
         topology=shaped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import date
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from measured import run
 
 import sim
+from saqkit.cli.demonstrating_school import PUPILS, has_schools, school_day
 from saqkit.cli.demonstration import demonstrate
 from saqkit.cli.fitting_the_minute import arriving, fit_the_minute, reached, users_to_fit
 from saqkit.spec.overriding import override
@@ -167,3 +169,17 @@ async def test_a_demonstration_tells_what_each_job_type_did(tmp_path: Any) -> No
     rows = {line.split()[1]: line.split() for line in story.splitlines() if line.startswith("   email ")}
     assert rows["vote-confirmation"][2:5] == ["30", "30", "0"], "attempts, users served, and not"
     assert len(rows) == 7
+
+
+@pytest.mark.row("004.1", "004.15")
+async def test_the_demonstration_of_the_school_erp_marks_and_reports_for_real(tmp_path: Any) -> None:
+    topology = load("school-erp")
+    assert [name for name in shipped() if has_schools(load(name))] == ["school-erp"]
+    story = await school_day(topology, tmp_path, date(2026, 3, 2))
+    rows = {words[0]: words[1:] for words in (line.split() for line in story.splitlines()) if words[0] in PUPILS}
+    assert rows == {"north": ["60", "54", "5", "1", "3"], "south": ["30", "27", "3", "0", "2"]}
+    assert 'refused (user 61 is not of tenant "north")' in story
+    for tenant, pupils in PUPILS.items():
+        [path] = tmp_path.glob(f"{tenant}/main/*.csv")
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 1 + pupils
+        assert str(path) in story

@@ -1,4 +1,4 @@
-"""What a school's web application calls: marking, reporting, academic operations, each a job that a worker does once."""
+"""What a school's web application calls: marking, reporting, academic operations, each a job that is done once."""
 
 from __future__ import annotations
 

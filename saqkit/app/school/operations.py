@@ -1,4 +1,4 @@
-"""What has been done for a school, each operation once: its key, what it changed and the audit entry are one transaction.
+"""What has been done for a school, each once: its key, what it changed and its audit entry are one transaction.
 
 So a job whose worker dies before that is committed does it all the next time, and one that dies after it does nothing
 more: not even where somebody has corrected a mark in between.

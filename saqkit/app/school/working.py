@@ -25,7 +25,7 @@ from saqkit.app.school.arguments import MOST_IN_BULK, MOST_MARKS, Academic, Mark
 from saqkit.app.school.calls import ACADEMIC, BULK, MARK, REPORT
 from saqkit.app.school.operations import Operations
 from saqkit.app.school.reports import report_path, reports_folder, write_report
-from saqkit.app.store.attendance import Status, marking
+from saqkit.app.store.attendance import marking
 from saqkit.errors import PermanentFailure, UsageError
 from saqkit.log_lines import bound
 from saqkit.queue.letter import tenant_of
