@@ -93,7 +93,7 @@ def shape(connection: Connection) -> dict[str, Any]:
 async def test_a_database_of_the_first_version_is_carried_over_without_loss(store_url: str) -> None:
     await make_first(store_url)
     async with await Store.open(store_url) as store:
-        assert await store._database.read(lambda c: c.execute(tables.schema.select()).scalars().all()) == [tables.VERSION]
+        assert await store._database.read(lambda c: c.execute(tables.schema.select()).scalars().all()) == [3]
         assert await store.count_users() == 2  # Eve is not active
         assert (await store.begin_batch(1, [1, 2], "email")).pending == [Recipient(2, "ben@school.example", "Ben")]
         assert await store.progress(1) == Progress(2, 1, 1, 0, 50.0, fan_out_finished=True)

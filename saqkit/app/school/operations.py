@@ -72,8 +72,9 @@ class Operations(Part):
         or where `apply` raises it.
         """
         digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
+        moment = now(at)
         values = {"tenant": tenant, "institution": institution, "key": key, "kind": kind, "digest": digest,
-                  "at": now(at)}  # fmt: skip
+                  "at": moment}  # fmt: skip
         ours = select(institutions.c.name).filter_by(tenant=tenant, name=institution)
         same = school_operations.select().filter_by(tenant=tenant, key=key)
         ends = school_operations.update().filter_by(tenant=tenant, key=key)
@@ -91,7 +92,7 @@ class Operations(Part):
             if actor:
                 detail = {"key": key, **result}
                 connection.execute(writing(actor=actor, action=kind, target=institution, tenant=tenant, detail=detail,
-                                           at=values["at"]))  # fmt: skip
+                                           at=moment))  # fmt: skip
             return Done(key, institution, kind, result, new=True)
 
         return await self._database.write(write)
