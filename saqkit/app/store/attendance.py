@@ -108,9 +108,7 @@ def marking(
 
     def store(connection: Connection) -> Marked:
         # Two who mark one institution take turns, so that each mark is new only once.
-        ours = (institutions.c.tenant == tenant, institutions.c.name == institution)
-        connection.execute(select(institutions.c.name).where(*ours).with_for_update(key_share=True))
-        _check(connection, dialect, tenant, institution, rows)
+        _check(connection, dialect, tenant, institution, rows, held=True)
         known, corrected = connection.execute(before, place).one()
         connection.execute(put, {**place, "by": by, "at": at})
         return Marked(len(marks) - known, corrected)
@@ -118,9 +116,12 @@ def marking(
     return store
 
 
-def _check(connection: Connection, dialect: Dialect, tenant: str, institution: str, rows: str) -> None:
+def _check(
+    connection: Connection, dialect: Dialect, tenant: str, institution: str, rows: str, *, held: bool = False
+) -> None:
     ours = (institutions.c.tenant == tenant, institutions.c.name == institution)
-    if connection.execute(select(institutions.c.name).where(*ours)).scalar() is None:
+    found = select(institutions.c.name).where(*ours)
+    if connection.execute(found.with_for_update(key_share=True) if held else found).scalar() is None:
         raise UsageError(f'tenant "{tenant}" has no institution "{institution}"')
     stranger = connection.execute(_statements(dialect)[0], {"tenant": tenant, "rows": rows}).scalar()
     if stranger is not None:
