@@ -39,6 +39,7 @@ VERDICTS = {
     "partly": "works, but for: {missing}",
     "later": "not built yet",
     "claim": "a claim, not judged yet",
+    "judged": "a claim: {verdict} ([notebook 06](../notebooks/06_do_the_claims_hold.ipynb))",
     "names": "names only: what stands for them",
 }
 

@@ -214,9 +214,10 @@ class JobType(Part):
     per_user: PerUser = PerUser(database="none")
     work: Work = Field(
         default="messages",
-        description="what serving a user is: a message, charging an order (of who is declined no job follows), completing"
-        " an enrolment, asking another system for a profile or enrolments (sync-…); reminders: the fan-out finds those who are due; the others serve"
-        " nobody: payment-check asks for lost answers, sync-courses, clean-codes, report",
+        description="what serving a user is: a message, charging an order (nothing follows one that is declined),"
+        " completing an enrolment, asking another system for a profile or enrolments (sync-…); reminders: the fan-out"
+        " finds those who are due; the others serve nobody: payment-check asks for lost answers, sync-courses,"
+        " clean-codes, report",
     )
     send_concurrency: PositiveInt = Field(default=1, description="users of one job served at once")
     fan_out: FanOut | None = None

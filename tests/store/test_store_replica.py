@@ -81,7 +81,7 @@ async def test_a_database_without_our_tables_is_no_replica(
     postgres_url: str, copy_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("saqkit.app.database.REPLICA_LAG_S", 0.2)
-    with pytest.raises(StoreError, match=r"has no tables of saqkit, .* has schema 2: it is not its replica, or far"):
+    with pytest.raises(StoreError, match=r"has no tables of saqkit, .* has schema \d: it is not its replica, or far"):
         await Store.open(postgres_url, replica_url=copy_url)
 
 

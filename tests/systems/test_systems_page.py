@@ -39,6 +39,7 @@ def test_what_works_is_shown_by_tests_and_what_does_not_says_so(systems: ModuleT
         verdict = row.get("is", "works")
         assert verdict in systems.VERDICTS, row
         assert ("missing" in row) == (verdict == "partly"), row
+        assert ("verdict" in row) == (verdict == "judged"), row
         if verdict in ("works", "partly"):
             assert tests[row["id"]], f"{row['id']} has no test"
             assert systems.places(row), f"{row['id']} is nowhere"

@@ -13,7 +13,7 @@ from saqkit.app.store.attendance import STATUSES, Status
 from saqkit.errors import UsageError
 from saqkit.spec.base import did_you_mean
 
-__all__ = ["MOST_IN_BULK", "MOST_MARKS", "Academic", "Format", "Marking", "Reporting"]
+__all__ = ["Academic", "Format", "MOST_IN_BULK", "MOST_MARKS", "Marking", "Reporting"]
 
 Format = Literal["csv", "pdf"]
 FORMATS = ("csv", "pdf")

@@ -19,7 +19,7 @@ from saqkit.queue.submitting import NewJob, Submitted, told
 from saqkit.spec.base import did_you_mean
 from saqkit.spec.topology import Topology
 
-__all__ = ["ACADEMIC", "BULK", "MARK", "REPORT", "Options", "School"]
+__all__ = ["ACADEMIC", "BULK", "MARK", "Options", "REPORT", "School"]
 
 MARK, BULK = "mark-attendance", "process-batch-attendance"
 REPORT, ACADEMIC = "generate-attendance-report", "update-records"

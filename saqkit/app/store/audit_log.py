@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy import Executable, select
 
 from saqkit.app.store.part import Part, now
 from saqkit.app.tables import audit
@@ -63,7 +62,7 @@ class AuditLog(Part):
 
 def writing(
     *, actor: str, action: str, target: str, tenant: str, detail: Mapping[str, Any] | None, at: float
-) -> ReturningInsert[tuple[int]]:
+) -> Executable:
     """What `AuditLog.append` executes, for a transaction that does more; it raises what that raises."""
     if not actor or not action:
         raise UsageError("an audit entry needs an actor and an action")
