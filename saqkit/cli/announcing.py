@@ -15,6 +15,7 @@ from saqkit.cli import options
 from saqkit.cli.interrupting import run
 from saqkit.cli.output import Tell, bar, emit, number, table
 from saqkit.errors import UsageError
+from saqkit.spec.base import did_you_mean
 
 if TYPE_CHECKING:
     from saqkit.app.audience import Audience
@@ -101,6 +102,10 @@ async def _announce(
         queues = build_queues(topology, url)
         for queue in queues.values():
             stack.push_async_callback(queue.disconnect)
+        if tenant and await store.tenants.get(tenant) is None:
+            known = [one.name for one in await store.tenants.all()]
+            hint = did_you_mean(tenant, known) if known else "saqkit users import makes tenants known"
+            raise UsageError(f'there is no tenant "{tenant}" in this database ({hint})')
         # An application that announces is connected already: what is measured is the call.
         users = await store.count_users(audience)
         await connect(queues)

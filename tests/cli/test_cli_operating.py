@@ -108,6 +108,11 @@ def test_an_announcement_returns_at_once_and_is_served_by_a_worker() -> None:
     assert answer("stats")["queues"]["notifications"]["waiting"] == 1
     again = answer("announce", "--title", "Sports day", "--audience", "students,teachers", "--key", "sports")
     assert (again["event"], again["new"]) == (said["event"], False)
+    wrong = saqkit("announce", "--title", "Trip", "--audience", "all", "--tenant", "nort")
+    assert wrong.returncode == 2
+    assert 'there is no tenant "nort"' in wrong.stderr
+    assert "north" in wrong.stderr
+    assert answer("stats")["queues"]["notifications"]["waiting"] == 1
     unhealthy = saqkit("health", "--json")
     assert unhealthy.returncode == 2
     assert "no worker serves it" in json.loads(unhealthy.stdout)["problems"][0]["text"]
