@@ -25,6 +25,8 @@ CANCELLATION_S = 1.0
 """How long a function that was cancelled may take to end before its slot goes on without it."""
 FOLLOW_S = 5.0
 """How often a worker asks whether operators want another number of slots: each time costs an idle one a command."""
+TELL_S = 15.0
+"""How often a worker says that it lives; what it says is kept for twice as long. Each time costs six commands."""
 GIVING_BACK_S = 2.0
 """How long giving jobs back may take; with the broker away for longer, they come back when their leases expire."""
 
@@ -306,7 +308,7 @@ class Worker:
                 with suppress(Exception):
                     await self._tell(slots)
             heed_cancellation()
-            for _ in range(20):
+            for _ in range(round(TELL_S / 0.5)):
                 await asyncio.sleep(0.5)
                 for task, running in list(self._running.items()):
                     claim = running.slots.queue.claim_of(running.job)
@@ -319,7 +321,7 @@ class Worker:
 
     async def _tell(self, slots: Slots) -> None:
         told = {**self.metadata, "slots": slots.number, "running": slots.number - slots.free}
-        await slots.queue.worker_info(self.name, queue_key=slots.queue.name, metadata=told, ttl=30)
+        await slots.queue.worker_info(self.name, queue_key=slots.queue.name, metadata=told, ttl=round(2 * TELL_S))
 
     async def _follow(self) -> None:
         """Have as many slots as operators want."""
