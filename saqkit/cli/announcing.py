@@ -15,7 +15,6 @@ from saqkit.cli import options
 from saqkit.cli.interrupting import run
 from saqkit.cli.output import Tell, bar, emit, number, table
 from saqkit.errors import UsageError
-from saqkit.spec.base import did_you_mean
 
 if TYPE_CHECKING:
     from saqkit.app.audience import Audience
@@ -95,6 +94,7 @@ async def _announce(
     from saqkit.app.location import database_url, replica_url
     from saqkit.app.store import Store
     from saqkit.queue.building import build_queues
+    from saqkit.spec.base import did_you_mean
 
     async with AsyncExitStack() as stack:
         url = await asyncio.to_thread(broker.resolve, redis)
