@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from redis.asyncio import Redis
 
-from saqkit import broker
+from saqkit import __version__, broker
 from saqkit.app.serving import channel_of
 from saqkit.app.store import Store
 from saqkit.broker_address import info, parse
@@ -316,7 +316,8 @@ async def _remove(redis: Redis, *patterns: str) -> None:
 
 
 def _facts(server: dict[str, Any]) -> dict[str, Any]:
-    packages = ("saqkit", "saq", "redis", "sqlalchemy", "pandas")
+    packages = ("saq", "redis", "sqlalchemy", "pandas")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "host": socket.gethostname(),
         "cores": os.cpu_count(),
@@ -324,5 +325,5 @@ def _facts(server: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "broker": f"{server['name']} {server['version']}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {"saqkit": __version__, **versions},  # it may run from a checkout, not installed
     }
