@@ -68,6 +68,25 @@ async def test_delimiters_marks_and_other_columns_are_understood(store: Store, t
     assert await stored(store) == [("a@x.example", "Ana, María", "student", "")]
 
 
+async def test_people_belong_to_an_institution_until_a_file_says_otherwise(store: Store, tmp_path: Path) -> None:
+    header = "email,tenant,institution\n"
+    rows = "a@x.example,north,main\nb@x.example,north,\nc@x.example,south,main\nd@x.example,,main\n"
+    report = await import_users(store, write(tmp_path, header + rows))
+    assert report.skipped == [BadRow(5, "has an institution and no tenant whose it is", "main")]
+
+    async def places() -> dict[str, str]:
+        told = select(users.c.email, users.c.institution).order_by(users.c.id)
+        return dict(await store._database.read(lambda c: [(e[0], i) for e, i in c.execute(told).all()]))
+
+    assert await places() == {"a": "main", "b": "", "c": "main"}
+    assert [(tenant, [one.name for one in await store.tenants.institutions(tenant)]) for tenant in ("north", "south")
+            ] == [("north", ["main"]), ("south", ["main"])]  # fmt: skip
+    await import_users(store, write(tmp_path, "email,tenant\na@x.example,north\n"))
+    assert (await places())["a"] == "main", "the file says nothing of it"
+    await import_users(store, write(tmp_path, header + "a@x.example,north,annexe\nc@x.example,south,\n"))
+    assert await places() == {"a": "annexe", "b": "", "c": ""}
+
+
 BAD = (
     HEADER.encode()
     + b"good@x.example,Good,student,\n"
@@ -133,7 +152,7 @@ async def test_unusual_addresses_are_good(store: Store, tmp_path: Path, address:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty; its first line names the columns: email,name,role,tenant"),
+        (b"", "is empty; its first line names the columns: email,name,role,tenant,institution"),
         (b"name,role\nA,student\n", r'line 1: there is no column "email" \(columns: name, role\)'),
         (b"emial,name\na@x.example,A\n", r'line 1: unknown column "emial" \(did you mean "email"\?\)'),
         (b"email,rol\na@x.example,student\n", r'line 1: unknown column "rol" \(did you mean "role"\?\)'),

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 from saq.job import Job
@@ -61,19 +61,24 @@ class Announcer:
         entry: Entry | None = None,
         audience: Audience | None = None,
         tenant: str = "",
+        institution: str = "",
         key: str | None = None,
         patience_s: float = 0.05,
     ) -> Announced:
         """Save an event with its outbox row, and enqueue its first jobs if the broker takes them within `patience_s`.
 
         It takes the same time for any audience. With the broker away the event is saved all the same and the workers'
-        relay enqueues it later. A `key` that was used before returns the first event.
+        relay enqueues it later. A `key` that was used before returns the first event. `institution`: it is for those
+        of the audience who belong to that one of the tenant's; `UsageError`, and nothing is saved, if there is none.
         """
         started = time.perf_counter()
-        entry = entry or self.topology.entry[0]
+        entry, audience = entry or self.topology.entry[0], audience or Audience()
+        tenant = tenant or entry.tenant
+        if institution:
+            audience = replace(audience, tenant=audience.tenant or tenant, institution=institution)
         saved = await self.store.announce(
-            title=title, body=body, topic=topic_of(entry), audience=audience or Audience(), created_at=time.time(),
-            tenant=tenant or entry.tenant, key=key,
+            title=title, body=body, topic=topic_of(entry), audience=audience, created_at=time.time(), tenant=tenant,
+            key=key,
         )  # fmt: skip
         enqueued = saved.new and await self.deliver_soon(saved.event_id, patience_s)
         return Announced(saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)

@@ -62,8 +62,8 @@ class Publisher:
         """Save an event with its outbox row, and publish it if the broker takes it within `patience_s`.
 
         With the broker away it is saved all the same, and the workers' relay publishes it later. An `id` that the
-        tenant used before changes nothing. Raises what `made` raises, and `UsageError` for a tenant that is unknown, or
-        where nobody subscribes to any topic of the topology.
+        tenant used before changes nothing. Raises what `made` raises, and `UsageError` for a tenant or an institution
+        that is unknown, or where nobody subscribes to any topic of the topology.
         """
         started, event = time.perf_counter(), self.made(topic, data, **envelope)
         await self._check_somebody_is_there(event)
@@ -82,8 +82,11 @@ class Publisher:
 
     async def _check_somebody_is_there(self, event: Event) -> None:
         topology = self._announcer.topology
-        if event.tenant and await self._announcer.store.tenants.get(event.tenant) is None:
+        tenants = self._announcer.store.tenants
+        if event.tenant and await tenants.get(event.tenant) is None:
             raise UsageError(f'event {event.type}: there is no tenant "{event.tenant}" in this database')
+        if event.institution:
+            await tenants.check_institution(event.tenant, event.institution)
         if any(subscribers_of(topology)):
             return
         try:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 # Raised by every change of a table, together with a file in migrations/ that carries an older database over.
-VERSION = 4
+VERSION = 5
 
 metadata = MetaData()
 
@@ -54,10 +54,21 @@ users = Table(
     Column("role", Text, nullable=False),
     Column("tenant", Text, nullable=False),
     Column("active", Boolean, nullable=False),
+    # One of the tenant's, or "": of the tenant alone.
+    Column("institution", Text, nullable=False, server_default=""),
     UniqueConstraint("tenant", "email"),
     # A page of a tenant's audience is one stretch of this; by the unique key each page would sort all of the tenant.
     Index("users_by_tenant", "tenant", "id"),
     sqlite_autoincrement=True,
+)
+# The same for an institution's; whoever is of none costs nothing here.
+Index(
+    "users_by_institution",
+    users.c.tenant,
+    users.c.institution,
+    users.c.id,
+    sqlite_where=text("institution <> ''"),
+    postgresql_where=text("institution <> ''"),
 )
 
 events = Table(

@@ -31,6 +31,7 @@ FAILURES = 100
 @click.option("--audience", required=True, metavar="ROLES", help="E.g. students,parents; or all.")
 @click.option("--body", default="", help="The text (default: the title).")
 @click.option("--tenant", default="", help="Only people of this tenant.")
+@click.option("--institution", default="", help="Only people of this institution of the tenant's.")
 @click.option("--key", help="Announce once: a key that the tenant used before returns the first event.")
 @click.option("--wait", is_flag=True, help="Wait until everybody is served, and say how it ended.")
 @options.topology
@@ -41,6 +42,7 @@ def announce(
     audience: str,
     body: str,
     tenant: str,
+    institution: str,
     key: str | None,
     wait: bool,
     topology: str,
@@ -57,7 +59,9 @@ def announce(
 
     if not title.strip():
         raise UsageError("--title: is empty (it becomes the subject of the emails)")
-    described, people = options.topology_of(topology, (), served=True), Audience.of(audience, tenant)
+    if institution and not tenant:
+        raise UsageError(f'--institution: "{institution}" is one of a tenant (add --tenant)')
+    described, people = options.topology_of(topology, (), served=True), Audience.of(audience, tenant, institution)
     paying = [name for name in _reached(described) if described.job_types[name].work == "payment"]
     if paying:
         raise UsageError(f"topology {described.name} charges orders ({paying[0]}), and the users of an event have "
@@ -106,6 +110,8 @@ async def _announce(
             known = [one.name for one in await store.tenants.all()]
             hint = did_you_mean(tenant, known) if known else "saqkit users import makes tenants known"
             raise UsageError(f'there is no tenant "{tenant}" in this database ({hint})')
+        if audience.institution:
+            await store.tenants.check_institution(tenant, audience.institution)
         # An application that announces is connected already: what is measured is the call.
         users = await store.count_users(audience)
         await connect(queues)

@@ -86,7 +86,8 @@ def users() -> None:
 def import_(file: str, on_bad: str, as_json: bool) -> None:
     """Import people from a CSV FILE.
 
-    Its columns are email, name, role and tenant; who is known by tenant and email is updated.
+    Its columns are email, name, role, tenant and institution (of that tenant); who is known by tenant and email is
+    updated.
     """
     from saqkit.app.location import database_url
     from saqkit.app.store import Store

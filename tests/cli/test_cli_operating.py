@@ -16,15 +16,18 @@ import pytest
 from command_line import answer, saqkit, says, start, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
-PEOPLE = "email,name,role,tenant\n" + "".join(
-    f"p{n}@school.example,P{n},{'teacher' if n < 3 else 'student'},{'north' if n % 2 else 'south'}\n" for n in range(12)
+PEOPLE = "email,name,role,tenant,institution\n" + "".join(
+    f"p{n}@school.example,P{n},{'teacher' if n < 3 else 'student'},{'north,' if n % 2 else 'south,'}"
+    f"{'main' if n in (1, 5) else ''}\n"
+    for n in range(12)
 )
 SAFE = ("--set", "providers.email.latency.mean_s=0.001", "--set", "providers.email.permanent_share=0")
 
 
 @pytest.fixture
 def system(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker and a database with twelve people: three teachers, nine students, half of them of each tenant."""
+    """A broker and a database with twelve people: three teachers, nine students, half of them of each tenant; p1 and p5
+    of its institution main."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("SAQKIT_DATABASE_URL", f"sqlite:///{tmp_path / 'people.db'}")
     people = tmp_path / "people.csv"
@@ -136,6 +139,24 @@ def test_an_announcement_returns_at_once_and_is_served_by_a_worker() -> None:
         health = answer("health", "--audit")
         assert set(health) == {"status", "healthy", "problems", "broker", "queues", "undelivered_events"}
         assert (health["healthy"], health["problems"], health["undelivered_events"]) == (True, [], 0)
+
+
+@pytest.mark.usefixtures("system")
+def test_an_institution_is_announced_to_and_one_that_there_is_not_is_refused() -> None:
+    trip = ("announce", "--title", "Trip", "--audience", "all", "--key", "k")
+    for more, why in (
+        (("--institution", "main"), '--institution: "main" is one of a tenant (add --tenant)'),
+        (("--tenant", "north", "--institution", "mian"), 'tenant "north" has no institution "mian" in this database'),
+        (("--tenant", "north", "--institution", "mian"), '(did you mean "main"?)'),
+        (("--tenant", "south", "--institution", "main"), 'tenant "south" has no institution "main"'),
+    ):
+        none = saqkit(*trip, *more)
+        assert (none.returncode, none.stdout, none.stderr.count("\n")) == (2, "", 1)
+        assert why in none.stderr
+    assert answer("stats")["queues"]["notifications"]["waiting"] == 0
+    with worker(*SAFE):
+        few = answer(*trip, "--tenant", "north", "--institution", "main", "--wait")
+    assert (few["new"], few["event"], few["rows"], few["sent"]) == (True, 1, 2, 2)
 
 
 @pytest.mark.usefixtures("system")

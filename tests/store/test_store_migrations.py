@@ -185,7 +185,7 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(store_url: s
 async def test_a_database_of_a_newer_saqkit_is_refused(store_url: str) -> None:
     async with await Store.open(store_url) as store:
         await store._database.write(lambda c: c.execute(tables.schema.update().values(version=99)))
-    with pytest.raises(StoreError, match=r"was made by a newer saqkit \(schema 99, this one knows 4\); update saqkit"):
+    with pytest.raises(StoreError, match=r"was made by a newer saqkit \(schema 99, this one knows 5\); update saqkit"):
         await Store.open(store_url)
 
 

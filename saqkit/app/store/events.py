@@ -11,6 +11,7 @@ from saqkit.app.audience import Audience
 from saqkit.app.database import Database
 from saqkit.app.store.part import Part, now
 from saqkit.app.store.remembered import Remembered
+from saqkit.app.store.tenants import require_institution
 from saqkit.app.tables import events, outbox
 from saqkit.errors import UsageError
 
@@ -58,7 +59,8 @@ class Events(Part):
         """Store an event and its outbox row in one transaction; takes the same time for any audience.
 
         A `key` that `tenant` has used before returns the first event with it. An event of a tenant reaches that
-        tenant's people only (except `first_n`, which counts people of all tenants).
+        tenant's people only (except `first_n`, which counts people of all tenants). `UsageError`, and nothing is
+        stored, if the audience is of an institution that its tenant does not have.
         """
         if "\n" in title or "\r" in title:
             raise UsageError("the title has a line break; it becomes the subject of an email: one line")
@@ -77,6 +79,8 @@ class Events(Part):
         }
 
         def store(connection: Connection) -> Announcement:
+            if audience.institution:
+                require_institution(connection, audience.tenant, audience.institution)
             event_id = connection.execute(_INSERT_EVENT, values).scalar()
             if event_id is None:
                 known = select(events.c.id).where(events.c.tenant == tenant, events.c.key == key)

@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement, Connection, Select, false, func, select, t
 from saqkit.app.audience import Audience
 from saqkit.app.store.ledger_rows import Recipient
 from saqkit.app.store.part import Part
-from saqkit.app.store.tenants import know_tenants
+from saqkit.app.store.tenants import know_institutions, know_tenants
 from saqkit.app.tables import users
-from saqkit.errors import StoreError
+from saqkit.errors import StoreError, UsageError
 
 logger = logging.getLogger("saqkit")
 TENANTS = ("harbour", "north", "south")
@@ -29,21 +29,29 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class UserRow:
-    """A person to be stored; `email` is unique inside `tenant`."""
+    """A person to be stored; `email` is unique inside `tenant`.
+
+    `institution`: the one of the tenant's to which the person belongs, "" for none; None: as it is, at first none.
+    """
 
     email: str
     name: str = ""
     role: str = "student"
     tenant: str = ""
+    institution: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.institution and not self.tenant:
+            raise UsageError(f'{self.email}: institution "{self.institution}" is one of a tenant: name the tenant too')
 
 
 class People(Part):
     """The users of all tenants."""
 
     async def add_users(self, rows: Iterable[UserRow]) -> int:
-        """Store people; whoever is known by tenant and email gets the new name and role. Returns how many were new.
+        """Store people; whoever is known by tenant and email gets the new name, role and institution.
 
-        Their tenants are known from then on.
+        Returns how many were new. Their tenants and institutions are known from then on.
         """
         added, remaining = 0, iter(rows)
         while chunk := [asdict(row) for row in islice(remaining, _ROWS_PER_TRANSACTION)]:
@@ -108,8 +116,10 @@ class People(Part):
 
 # One text serves both databases. CAST gives PostgreSQL the type of a bare parameter.
 _UPSERT_USER = text(
-    "INSERT INTO users (email, name, role, tenant, active) VALUES (:email, :name, :role, :tenant, TRUE)"
-    " ON CONFLICT (tenant, email) DO UPDATE SET name = excluded.name, role = excluded.role, active = TRUE"
+    "INSERT INTO users (email, name, role, tenant, active, institution)"
+    " VALUES (:email, :name, :role, :tenant, TRUE, coalesce(CAST(:institution AS TEXT), ''))"
+    " ON CONFLICT (tenant, email) DO UPDATE SET name = excluded.name, role = excluded.role, active = TRUE,"
+    " institution = coalesce(CAST(:institution AS TEXT), users.institution)"
 )
 _INSERT_NUMBERED = text(
     "INSERT INTO users (id, email, name, role, tenant, active)"
@@ -122,10 +132,13 @@ _INSERT_NUMBERED = text(
 _CONTINUE_IDS = text("SELECT setval(pg_get_serial_sequence('users', 'id'), (SELECT max(id) FROM users))")
 
 
-def _add_users(rows: list[dict[str, str]], connection: Connection) -> int:
+def _add_users(rows: list[dict[str, str | None]], connection: Connection) -> int:
     if connection.dialect.name == "postgresql":  # else another import would be counted as ours
         connection.execute(text("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"))
-    know_tenants(connection, {row["tenant"] for row in rows} - {""}, time.time())
+    at = time.time()
+    know_tenants(connection, {str(row["tenant"]) for row in rows} - {""}, at)
+    places = {(str(row["tenant"]), name) for row in rows if (name := row["institution"])}
+    know_institutions(connection, places, at)
     last: int = connection.execute(select(func.coalesce(func.max(users.c.id), 0))).scalar_one()
     connection.execute(_UPSERT_USER, rows)
     added: int = connection.execute(_count(users.c.id > last)).scalar_one()
@@ -138,6 +151,8 @@ def _members(audience: Audience) -> list[ColumnElement[bool]]:
         conditions.append(users.c.role.in_(audience.roles))
     if audience.tenant:
         conditions.append(users.c.tenant == audience.tenant)
+    if audience.institution:  # the words of the index, so that it can be used
+        conditions += [users.c.institution == audience.institution, text("institution <> ''")]  # type: ignore[list-item]
     if audience.first_n is not None:
         conditions.append(users.c.id <= audience.first_n)
     if audience.users:

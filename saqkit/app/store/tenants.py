@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select, text
 from saqkit.app.store.part import Part
 from saqkit.app.tables import institutions, tenants
 from saqkit.errors import UsageError
+from saqkit.spec.base import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,10 @@ class Tenants(Part):
 
         return await self._database.write(put)
 
+    async def check_institution(self, tenant: str, name: str) -> None:
+        """Raise `UsageError` if `tenant` does not have the institution `name`."""
+        await self._database.read(lambda connection: require_institution(connection, tenant, name))
+
     async def institutions(self, tenant: str) -> list[Institution]:
         """Those of one tenant, in order of name."""
         own = select(institutions).where(institutions.c.tenant == tenant).order_by(institutions.c.name)
@@ -76,6 +81,21 @@ def know_tenants(connection: Connection, names: Iterable[str], at: float) -> Non
         connection.execute(_KNOW_TENANT, values)
 
 
+def know_institutions(connection: Connection, places: Iterable[tuple[str, str]], at: float) -> None:
+    """Make sure that these, each a tenant and a name, are institutions; the tenants are known."""
+    if values := [{"tenant": tenant, "name": name, "at": at} for tenant, name in sorted(places)]:
+        connection.execute(_KNOW_INSTITUTION, values)
+
+
+def require_institution(connection: Connection, tenant: str, name: str) -> None:
+    """Raise `UsageError` if `tenant` does not have the institution `name`; another tenant's are not told."""
+    found = select(institutions.c.name).where(institutions.c.tenant == tenant)
+    if connection.execute(found.where(institutions.c.name == name)).scalar() is None:
+        known = connection.execute(found.order_by(institutions.c.name).limit(1_000)).scalars().all()
+        hint = did_you_mean(name, known) if known else "saqkit users import makes institutions known"
+        raise UsageError(f'tenant "{tenant}" has no institution "{name}" in this database ({hint})')
+
+
 def _named(kind: str, name: str, title: str) -> dict[str, str | float]:
     if not name.strip() or not name.isprintable():
         raise UsageError(f"{name!r} is no name of {kind}: one line that is not empty")
@@ -83,6 +103,9 @@ def _named(kind: str, name: str, title: str) -> dict[str, str | float]:
 
 
 _KNOW_TENANT = text("INSERT INTO tenants (name, title, created_at) VALUES (:name, '', :at) ON CONFLICT DO NOTHING")
+_KNOW_INSTITUTION = text(
+    "INSERT INTO institutions (tenant, name, title, created_at) VALUES (:tenant, :name, '', :at) ON CONFLICT DO NOTHING"
+)
 _PUT_TENANT = text(
     "INSERT INTO tenants (name, title, created_at) VALUES (:name, :title, :at)"
     " ON CONFLICT (name) DO UPDATE SET title = excluded.title RETURNING name, title, created_at"

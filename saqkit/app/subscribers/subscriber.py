@@ -45,9 +45,9 @@ class Subscriber(Protocol):
 class Tells:
     """Queues an email of type `email` for each of those whom an event is told to.
 
-    `whom`: the event's `user`; everybody with one of `roles` of the event's tenant; or the user if the event names one,
-    else everybody. What the email is told are the event's data of the names that it takes, or `sentences`: by topic
-    the one line of news, with the data's names in braces.
+    `whom`: the event's `user`; everybody with one of `roles` of the event's tenant, and of its institution if it names
+    one; or the user if the event names one, else everybody. What the email is told are the event's data of the names
+    that it takes, or `sentences`: by topic the one line of news, with the data's names in braces.
     """
 
     job_type: str
@@ -91,7 +91,7 @@ class Tells:
         if self.whom == "user" or (self.whom != "everybody" and event.user != ""):
             yield [user_of(event)]
             return
-        audience, after = Audience(roles=self.roles, tenant=event.tenant), 0
+        audience, after = Audience(roles=self.roles, tenant=event.tenant, institution=event.institution), 0
         while page := await store.audience_page(audience, after, PAGE):
             yield page
             after = page[-1]
