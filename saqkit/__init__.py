@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saqkit.app.client import Client
     from saqkit.bus.bus import Bus
     from saqkit.bus.envelope import Event
     from saqkit.bus.topics import EventTopic
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "saqkit.queue.batches",
     "Bus": "saqkit.bus.bus",
+    "Client": "saqkit.app.client",
     "Deployment": "saqkit.spec.deployment",
     "Event": "saqkit.bus.envelope",
     "EventTopic": "saqkit.bus.topics",
@@ -65,6 +67,7 @@ _HOMES = {
 __all__ = [
     "Batch",
     "Bus",
+    "Client",
     "Deployment",
     "Event",
     "EventTopic",

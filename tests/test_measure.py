@@ -76,6 +76,23 @@ async def test_concurrency_and_send_concurrency_shorten_a_run() -> None:
 
 
 @pytest.mark.row("000.18")
+async def test_more_workers_shorten_a_run_and_larger_batches_only_while_every_slot_has_one() -> None:
+    """Eight batches of 25 on one worker of two slots: 1 s; on two workers half of it; one batch of 200: 2 s."""
+    slow = lab(providers__email__latency={"kind": "constant", "mean_s": 0.01})
+    made = {
+        (workers, size): await run(slow, users=200, batch_size=size, workers=workers, concurrency=2)
+        for workers, size in ((1, 25), (2, 25), (1, 50), (1, 200))
+    }
+    took = {how: one.measures()["makespan_s"] for how, one in made.items()}
+    jobs = {how: int((one.attempts["job_type"] == "notify").sum()) for how, one in made.items()}
+    assert jobs == {(1, 25): 8, (2, 25): 8, (1, 50): 4, (1, 200): 1}
+    assert took[1, 25] > 1.0, "200 users of 10 ms on two slots"
+    assert took[2, 25] < 0.75 * took[1, 25], "twice the slots"
+    assert took[1, 50] > 1.0, "twice the batch brings nothing that two slots could do"
+    assert took[1, 200] > 2.0, "too large a batch leaves a slot empty"
+
+
+@pytest.mark.row("000.18")
 async def test_groups_follow_ups_and_two_queues() -> None:
     data = lab().to_dict()
     data["queues"]["archive"] = {"concurrency": 2}

@@ -156,6 +156,11 @@ class Bus:
         """Who is subscribed, in whatever process, by name."""
         return await self._registry.everybody()
 
+    @property
+    def here(self) -> dict[str, Subscription]:
+        """Who is subscribed in this process, by name."""
+        return {name: subscription for name, (subscription, _) in self._handlers.items()}
+
     # --- publishing --------------------------------------------------------------------------------------------------
 
     async def publish(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -93,48 +94,29 @@ async def _announce(
     redis: str | None,
     tell: Tell,
 ) -> dict[str, Any]:
-    from saqkit import broker
-    from saqkit.app.announcing import Announcer
-    from saqkit.app.location import database_url, replica_url
-    from saqkit.app.store import Store
-    from saqkit.queue.building import build_queues
+    from saqkit.app.client import Client
     from saqkit.spec.base import did_you_mean
 
-    async with AsyncExitStack() as stack:
-        url = await asyncio.to_thread(broker.resolve, redis)
-        store = await stack.enter_async_context(await Store.open(database_url(), replica_url=replica_url()))
-        queues = build_queues(topology, url)
-        for queue in queues.values():
-            stack.push_async_callback(queue.disconnect)
+    # An application that announces is connected already: what is measured is the call.
+    async with Client(topology, redis=redis) as client:
+        store = client.store
         if tenant and await store.tenants.get(tenant) is None:
             known = [one.name for one in await store.tenants.all()]
             hint = did_you_mean(tenant, known) if known else "saqkit users import makes tenants known"
             raise UsageError(f'there is no tenant "{tenant}" in this database ({hint})')
         if audience.institution:
             await store.tenants.check_institution(tenant, audience.institution)
-        # An application that announces is connected already: what is measured is the call.
         users = await store.count_users(audience)
-        await connect(queues)
         start = time.monotonic()
-        announced = await Announcer(topology, store, queues).announce(
-            title=title, body=body, audience=audience, tenant=tenant, key=key
-        )
+        announced = await client.announcer.announce(title=title, body=body, audience=audience, tenant=tenant, key=key)
         said = asdict(announced)
         if wait:
-            await tell_if_nobody_serves(topology, queues)
-            said |= await served(topology, store, queues, announced.event, users * len(_channels(topology)), tell)
+            await tell_if_nobody_serves(topology, client.queues)
+            said |= await served(
+                topology, store, client.queues, announced.event, users * len(_channels(topology)), tell
+            )
             said["waited_s"] = round(time.monotonic() - start, 3)
         return said
-
-
-async def connect(queues: dict[str, Queue]) -> None:
-    """Connect to the broker, unless it is away."""
-    from saqkit.queue.scripts_of_queue import AWAY
-
-    with suppress(TimeoutError, *AWAY):
-        async with asyncio.timeout(1.0):
-            for queue in queues.values():
-                await queue.redis.ping()  # type: ignore[misc]  # typed for both kinds of client
 
 
 def how_queued(enqueued: bool, what: str) -> str:
@@ -142,7 +124,7 @@ def how_queued(enqueued: bool, what: str) -> str:
     return f"; {what} is queued" if enqueued else f"; {what} is queued once the broker is back"
 
 
-async def tell_if_nobody_serves(topology: Topology, queues: dict[str, Queue]) -> None:
+async def tell_if_nobody_serves(topology: Topology, queues: Mapping[str, Queue]) -> None:
     """Say it when no worker is there: the wait is then for somebody to start one."""
     with suppress(Exception):
         idle = [name for name, queue in queues.items() if not (await queue.info())["workers"]]
@@ -151,7 +133,7 @@ async def tell_if_nobody_serves(topology: Topology, queues: dict[str, Queue]) ->
 
 
 async def served(
-    topology: Topology, store: Store, queues: dict[str, Queue], event: int, expected: int, tell: Tell
+    topology: Topology, store: Store, queues: Mapping[str, Queue], event: int, expected: int, tell: Tell
 ) -> dict[str, Any]:
     """Wait until all `expected` ledger rows have ended, or nothing is left that could serve the others."""
     from saqkit.queue.cancelling import heed_cancellation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saqkit.cli import options
-from saqkit.cli.announcing import connect, how_queued
+from saqkit.cli.announcing import how_queued
 from saqkit.cli.interrupting import run
 from saqkit.cli.output import emit, table
 from saqkit.errors import UsageError
@@ -65,23 +65,12 @@ def publish(
 async def _publish(
     topology: Topology, topic: str, data: dict[str, Any], envelope: dict[str, Any], redis: str | None
 ) -> dict[str, Any]:
-    from saqkit import broker
-    from saqkit.app.announcing import Announcer
-    from saqkit.app.location import database_url
-    from saqkit.app.publishing import Publisher
-    from saqkit.app.store import Store
-    from saqkit.queue.building import build_queues
+    from saqkit.app.client import Client
     from saqkit.queue.scripts_of_queue import AWAY
 
-    async with AsyncExitStack() as stack:
-        url = await asyncio.to_thread(broker.resolve, redis)
-        store = await stack.enter_async_context(await Store.open(database_url()))
-        queues = build_queues(topology, url)
-        for queue in queues.values():
-            stack.push_async_callback(queue.disconnect)
-        publisher = Publisher(Announcer(topology, store, queues))
-        publisher.made(topic, data, **envelope)  # what cannot be is told before anybody connects
-        await connect(queues)  # an application that publishes is connected already: what is measured is the call
+    # An application that publishes is connected already: what is measured is the call.
+    async with Client(topology, redis=redis) as client:
+        publisher = client.publisher
         sent = await publisher.publish(topic, data, **envelope)
         said = {"id": sent.event.id, "topic": topic, "correlation_id": sent.event.correlation_id, "event": sent.row,
                 "new": sent.new, "enqueued": sent.enqueued, "elapsed_ms": sent.elapsed_ms}  # fmt: skip

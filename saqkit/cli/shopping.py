@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from saqkit.cli import options
-from saqkit.cli.announcing import connect, how_queued, tell_if_nobody_serves
+from saqkit.cli.announcing import how_queued, tell_if_nobody_serves
 from saqkit.cli.interrupting import run
 from saqkit.cli.options import Amount, Count
 from saqkit.cli.output import emit, table
@@ -70,24 +69,14 @@ def checkout(
 async def _check_out(
     topology: Topology, user: int, money: Money, tenant: str, key: str | None, wait_s: float, redis: str | None
 ) -> dict[str, Any]:
-    from saqkit import broker
-    from saqkit.app.announcing import Announcer
-    from saqkit.app.location import database_url
-    from saqkit.app.shop.checkout import Checkout
+    from saqkit.app.client import Client
     from saqkit.app.shop.orders import as_json
-    from saqkit.app.store import Store
-    from saqkit.queue.building import build_queues
     from saqkit.queue.cancelling import heed_cancellation
 
     key = secrets.token_hex(8) if key is None else key
-    async with AsyncExitStack() as stack:
-        url = await asyncio.to_thread(broker.resolve, redis)
-        store = await stack.enter_async_context(await Store.open(database_url()))
-        queues = build_queues(topology, url)
-        for queue in queues.values():
-            stack.push_async_callback(queue.disconnect)
-        shop = Checkout(Announcer(topology, store, queues))
-        await connect(queues)  # an application that takes orders in is connected already: what is measured is the call
+    # An application that takes orders in is connected already: what is measured is the call.
+    async with Client(topology, redis=redis) as client:
+        shop = client.checkout
         try:
             done = await shop.check_out(user=user, money=money, tenant=tenant, key=key)
         except (UsageError, DescriptionError):
@@ -99,7 +88,7 @@ async def _check_out(
         ends = time.monotonic() + wait_s
         if wait_s and done.order.state in UNPAID:
             click.echo(f"order {done.order.id} is saved (--key {key}); waiting for its payment", err=True)
-            await tell_if_nobody_serves(topology, queues)
+            await tell_if_nobody_serves(topology, client.queues)
         while order is not None and order.state in UNPAID and time.monotonic() < ends:
             heed_cancellation()
             await asyncio.sleep(POLL_S)

@@ -136,6 +136,8 @@ async def serve(config: Configuration) -> None:
         if config.fires:
             application.timetable.start()
         began, cpu, loop_cpu = time.time(), time.process_time(), time.thread_time()
+        for name, subscription in bus.here.items() if bus is not None else ():
+            logger.info("subscriber %s listens to %s", name, ", ".join(subscription.topics))
         logger.info("worker %s serves %s", config.name, ", ".join(f"{n} x {q}" for q, n in config.slots.items()))
         _report(config.report("ready"), {"pid": os.getpid(), "ready_at": began, "loop": worker.metadata["loop"]})
         await _first(running, stop.wait())
@@ -160,7 +162,9 @@ async def serve(config: Configuration) -> None:
         if bus is not None:
             await bus.stop()
         await asyncio.gather(*(queue.disconnect() for queue in queues.values()))
+        logger.info("queues closed")
         await application.close()
+        logger.info("database closed")
 
 
 async def _first(task: asyncio.Task[None], other: Coroutine[Any, Any, Any]) -> None:

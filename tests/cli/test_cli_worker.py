@@ -154,6 +154,17 @@ async def test_told_to_stop_amid_a_backlog_nothing_is_lost_repeated_or_spent(bac
     await told_to_stop_in_the_middle(backlog, sink, jobs=1000, processes=2)
 
 
+@pytest.mark.row("001.6", "001.8")
+def test_it_connects_then_serves_and_closes_its_queues_before_its_database(backlog: Backlog) -> None:
+    process = start("worker", str(backlog.path), "--verbose")
+    for words in ("connected to", "serves 10 x work", "ready:"):  # each is waited for after the one before
+        says(process, words)
+    status, _, err = end(process)
+    assert status == 0
+    told = ["queues closed", "database closed"]
+    assert [words for line in err.splitlines() for words in told if words in line] == told
+
+
 @pytest.mark.chaos
 @pytest.mark.row("C10")
 @pytest.mark.timeout(300)
