@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from school_system import MONDAY, open_schools, school_erp, until
+
+from saqkit.testing import SmtpSink
 
 PUPILS = 600
 BY = "the office"
@@ -20,9 +24,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-@pytest.mark.row("004.1", "004.15", "004.16")
+@pytest.fixture
+def sink() -> Iterator[SmtpSink]:
+    with SmtpSink() as running:
+        yield running
+
+
+@pytest.mark.row("004.1", "004.7", "004.8", "004.15", "004.16")
 async def test_a_bulk_mark_whose_worker_is_killed_marks_each_pupil_once(
-    database: str, redis_url: str, tmp_path: Path
+    database: str, redis_url: str, tmp_path: Path, sink: SmtpSink
 ) -> None:
     topology = school_erp({"job_types.process-batch-attendance.fan_out.batch_size": 1})
     async with open_schools(topology, redis_url, database, north=PUPILS) as schools:
@@ -31,7 +41,7 @@ async def test_a_bulk_mark_whose_worker_is_killed_marks_each_pupil_once(
         async def some() -> bool:
             return len(await marks.of_day("north", "main", MONDAY)) >= 20
 
-        async with schools.processes(1, tmp_path) as launcher:
+        async with schools.processes(1, tmp_path, SAQKIT_SMTP_URL=sink.url) as launcher:
             everybody = range(1, PUPILS + 1)
             asked = await schools.calls.bulk_mark("north", "main", MONDAY, dict.fromkeys(everybody, "absent"), by=BY)
             await until(some)
@@ -49,6 +59,17 @@ async def test_a_bulk_mark_whose_worker_is_killed_marks_each_pupil_once(
         assert done
         assert done.result == {"day": "2026-03-02", "pupils": PUPILS, "new": PUPILS, "corrected": 0}
         assert await schools.audited("north") == [(BY, "attendance.bulk_mark", "main")]
+        events = await schools.events()
+        marked = Counter(event.user for event in events if event.type == "attendance:marked")
+        assert marked == Counter(everybody), "each mark is published once, before and after the kill"
+        [bulk] = [event for event in events if event.type != "attendance:marked"]
+        assert (bulk.type, bulk.data) == ("attendance:batch_marked", done.result)
+        assert {event.correlation_id for event in events} == {bulk.correlation_id}
+        assert await schools.store.undelivered() == []
+        # An email that was on its way as the worker was killed may be sent again; it is the same one then.
+        emails = {(message.recipients[0], message.message_id) for message in sink.messages}
+        assert Counter(to for to, _ in emails) == Counter(f"n{n}@x.example" for n in range(PUPILS))
+        assert len(sink.messages) - len(emails) <= 20, "no more than were being sent"
 
 
 @pytest.mark.row("004.1", "004.3", "004.4", "004.15")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saqkit.app.announcing import Announcer
-from saqkit.app.audience import Audience
-from saqkit.app.event_bus import bus_of, row_topic
+from saqkit.app.event_bus import as_row, bus_of
 from saqkit.app.subscribers.subscribing import subscribers_of
 from saqkit.bus.envelope import Event
 from saqkit.errors import UsageError
@@ -68,10 +67,7 @@ class Publisher:
         started, event = time.perf_counter(), self.made(topic, data, **envelope)
         await self._check_somebody_is_there(event)
         store = self._announcer.store
-        saved = await store.announce(
-            title=topic, body=event.to_json(), topic=row_topic(topic), audience=Audience(nobody=True),
-            created_at=event.time, tenant=event.tenant, key=f"event {event.id}",
-        )  # fmt: skip
+        saved = await store.announce(**as_row(event))
         enqueued = saved.new and await self._announcer.deliver_soon(saved.event_id, patience_s)
         return Sent(event, saved.event_id, saved.new, enqueued, (time.perf_counter() - started) * 1000)
 

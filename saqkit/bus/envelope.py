@@ -23,7 +23,14 @@ def _word(text: str) -> str:
     return text
 
 
+def _line(text: str) -> str:
+    if len(text) > 64 or not text.isprintable():
+        raise ValueError("should be one line of at most 64 characters")
+    return text
+
+
 Word = Annotated[str, AfterValidator(_word)]
+Line = Annotated[str, AfterValidator(_line)]
 
 
 class Event(Part):
@@ -38,7 +45,7 @@ class Event(Part):
     type: Name
     data: dict[str, JsonValue] = Field(default={})
     tenant: Word = ""
-    institution: Word = ""
+    institution: Line = ""
     user: int | Word = ""
     id: Word = Field(default_factory=lambda: token_hex(16), min_length=1)
     time: NonNegativeFloat = Field(default_factory=time.time)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat
 
-from saqkit.bus.envelope import Event, Word
+from saqkit.bus.envelope import Event, Line, Word
 from saqkit.errors import SaqkitError
 from saqkit.spec.backoff import Retry
 from saqkit.spec.base import Part
@@ -24,7 +24,7 @@ class Filter(Part):
 
     topics: tuple[Name, ...]
     tenants: tuple[Word, ...] | None = None
-    institutions: tuple[Word, ...] | None = None
+    institutions: tuple[Line, ...] | None = None
 
     def admits(self, event: Event) -> bool:
         """Whether `event` is meant."""

@@ -10,9 +10,13 @@ from urllib.parse import quote
 
 from saqkit.app.announcing import KEEP_KEYS_S
 from saqkit.app.school.arguments import MOST_IN_BULK, MOST_MARKS, Academic, Format, Marking, Reporting
+from saqkit.app.school.news import correlation_of
 from saqkit.app.school.operations import Done, Operations
 from saqkit.app.store import Store
 from saqkit.app.store.attendance import Status
+from saqkit.bus.envelope import Event
+from saqkit.bus.handling import trace_now
+from saqkit.bus.topics import EventTopic
 from saqkit.errors import UsageError
 from saqkit.queue.queue import Queue
 from saqkit.queue.submitting import NewJob, Submitted, told
@@ -29,20 +33,23 @@ class Options(TypedDict, total=False):
     """What can be chosen for a job; what is not is as the topology describes its type.
 
     `key`: a tenant's second call with it is the same operation, and is done once. `priority`: critical, high, normal,
-    low or 1 to 4. `delay_s`: not before so many seconds from now; `at`: not before that time.
+    low or 1 to 4. `delay_s`: not before so many seconds from now; `at`: not before that time. `correlation_id`: what
+    the job's log lines and its events have in common with others; in a handler of an event default its.
     """
 
     key: str
     priority: int | str
     delay_s: float
     at: datetime
+    correlation_id: str
 
 
 class School:
     """Puts the jobs of a tenant's schools on the queues of `topology`; `store` knows the tenants and their people.
 
     Every call says who asks for it (`by`, as the audit log is to name them). `UsageError` says what of a call cannot
-    be, before anything is enqueued: an institution that the tenant does not have, a pupil of somebody else.
+    be, before anything is enqueued: an institution that the tenant does not have, a pupil of somebody else;
+    `DescriptionError` for a name of a tenant or an institution that cannot be in an event's envelope.
     """
 
     def __init__(self, topology: Topology, store: Store, queues: Mapping[str, Queue]) -> None:
@@ -141,13 +148,20 @@ class School:
                              f"({did_you_mean(job_type, types)})")  # fmt: skip
         if not isinstance(tenant, str) or not tenant:
             raise UsageError(f"{job_type}: names no tenant")
+        key = f"{job_type}@{quote(tenant, safe='')}:{options.get('key') or secrets.token_hex(16)}"
+        trace = {"correlation_id": correlation_of(tenant, key), **trace_now()}
+        if "correlation_id" in options:
+            trace["correlation_id"] = options["correlation_id"]
+        # Whatever becomes of the job is told by events: what cannot be in one is refused here, not when it is done.
+        Event.parse({"type": EventTopic.ATTENDANCE_MARKED.value, "tenant": tenant, "institution": wanted.institution,
+                     "correlation_id": trace["correlation_id"]}, job_type)  # fmt: skip
         await self._store.attendance.check(tenant, wanted.institution, users)
         spec = types[job_type]
         queue = self._queues[spec.queue]
         new = NewJob(
             job_type,
             wanted.kwargs(),
-            key=f"{job_type}@{quote(tenant, safe='')}:{options.get('key') or secrets.token_hex(16)}",
+            key=key,
             priority=options.get("priority", int(spec.priority)),
             delay_s=options.get("delay_s", 0.0),
             at=options.get("at"),
@@ -155,7 +169,7 @@ class School:
                 "timeout": spec.timeout_s,
                 "retries": spec.retry.max_attempts,
                 "ttl": round(self._topology.queues[spec.queue].done_retention_s) or -1,
-                "meta": {"tenant": tenant, "keep_key_s": KEEP_KEYS_S},
+                "meta": {**trace, "tenant": tenant, "keep_key_s": KEEP_KEYS_S},
             },
         ).job()
         return told(new, await queue.enqueue(new) is not None)

@@ -13,22 +13,25 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
 from saq.job import Job
 from sqlalchemy import Connection
 
 from saqkit.app.attempt import Attempt, Stopwatch
+from saqkit.app.event_bus import send_many_saved
 from saqkit.app.school import academic
 from saqkit.app.school.arguments import MOST_IN_BULK, MOST_MARKS, Academic, Marking, Reporting
 from saqkit.app.school.calls import ACADEMIC, BULK, MARK, REPORT
-from saqkit.app.school.operations import Operations
+from saqkit.app.school.news import News, correlation_of
+from saqkit.app.school.operations import Apply, Operations
 from saqkit.app.school.reports import report_path, reports_folder, write_report
 from saqkit.app.store.attendance import marking
-from saqkit.errors import PermanentFailure, UsageError
+from saqkit.errors import DescriptionError, PermanentFailure, StoreError, UsageError
 from saqkit.log_lines import bound
-from saqkit.queue.letter import tenant_of
+from saqkit.queue.letter import ids_of, tenant_of
+from saqkit.queue.scripts_of_queue import AWAY
 
 if TYPE_CHECKING:
     from saqkit.app.handlers import Application
@@ -39,6 +42,8 @@ logger = logging.getLogger("saqkit")
 HOST = socket.gethostname()
 CLASS = 30
 """Pupils in a transaction of a bulk mark, where the topology does not say of how many a class is."""
+PATIENCE_S = 5.0
+"""How long publishing what a job has to tell may take; what is left then, the relay publishes."""
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -61,36 +66,36 @@ class Worker:
         attempt.begin(0, time.time() + queue.clock_offset_s)
         attempt.facts["host"] = HOST
         try:
-            with bound(job=job.key, attempt=job.attempts, queue=name, tenant=tenant):
-                said = await Stopwatch(attempt, self._do(job_type, job.key, tenant, given, attempt))
+            with bound(job=job.key, attempt=job.attempts, queue=name, tenant=tenant, **ids_of(job.meta)):
+                said = await Stopwatch(attempt, self._do(job_type, job, tenant, given, attempt))
                 logger.info("job %s: %s", job.key, said)
                 return said
-        except UsageError as error:
+        except (UsageError, DescriptionError) as error:
             job.retries = job.attempts  # no other attempt would end otherwise: it is recorded now
             raise PermanentFailure(str(error)) from error
         finally:
             attempt.close()
 
     async def _do(
-        self, job_type: str, key: str, tenant: str, given: Mapping[str, Any], attempt: Attempt
+        self, job_type: str, job: Job, tenant: str, given: Mapping[str, Any], attempt: Attempt
     ) -> dict[str, Any]:
         if not tenant:
-            raise UsageError(f"job {key} is of no tenant: enqueue it with saqkit.app.school.calls.School")
+            raise UsageError(f"job {job.key} is of no tenant: enqueue it with saqkit.app.school.calls.School")
         if job_type == MARK:
-            return await self._mark(key, tenant, Marking.parse(given, MOST_MARKS), attempt)
+            return await self._mark(job, tenant, Marking.parse(given, MOST_MARKS), attempt)
         if job_type == BULK:
-            return await self._bulk_mark(key, tenant, Marking.parse(given, MOST_IN_BULK), attempt)
+            return await self._bulk_mark(job, tenant, Marking.parse(given, MOST_IN_BULK), attempt)
         if job_type == REPORT:
-            return await self._report(key, tenant, Reporting.parse(given), attempt)
-        return await self._academic(key, tenant, Academic.parse(given), attempt)
+            return await self._report(job, tenant, Reporting.parse(given), attempt)
+        return await self._academic(job, tenant, Academic.parse(given), attempt)
 
-    async def _mark(self, key: str, tenant: str, wanted: Marking, attempt: Attempt) -> dict[str, Any]:
+    async def _mark(self, job: Job, tenant: str, wanted: Marking, attempt: Attempt) -> dict[str, Any]:
         attempt.facts["users"] = len(wanted.marks)
-        said = await self._mark_some(key, tenant, wanted, wanted.by, attempt)
+        said = await self._mark_some(job, job.key, tenant, wanted, wanted.by, attempt)
         attempt.served(done=len(wanted.marks))
         return said
 
-    async def _bulk_mark(self, key: str, tenant: str, wanted: Marking, attempt: Attempt) -> dict[str, Any]:
+    async def _bulk_mark(self, job: Job, tenant: str, wanted: Marking, attempt: Attempt) -> dict[str, Any]:
         """Mark class by class. The audit log has one entry of it all, made when the last one is marked."""
         attempt.facts["users"] = len(wanted.marks)
         with attempt.database():  # before the first is marked: all of them can be, or none is
@@ -100,59 +105,84 @@ class Worker:
         pupils, new, corrected = sorted(wanted.marks.items()), 0, 0
         for start in range(0, len(pupils), size):
             some = Marking(wanted.institution, wanted.by, wanted.day, dict(pupils[start : start + size]))
-            said = await self._mark_some(f"{key}/{start}", tenant, some, "", attempt)
+            said = await self._mark_some(job, f"{job.key}/{start}", tenant, some, "", attempt)
             new, corrected = new + said["new"], corrected + said["corrected"]
             attempt.served(done=len(some.marks))
         result = {"day": wanted.day.isoformat(), "pupils": len(pupils), "new": new, "corrected": corrected}
-        with attempt.database():
-            done = await self._operations.once(tenant, wanted.institution, key, "attendance.bulk_mark", wanted.kwargs(),
-                                               lambda _: result, actor=wanted.by)  # fmt: skip
-        return done.result
-
-    async def _mark_some(self, key: str, tenant: str, some: Marking, actor: str, attempt: Attempt) -> dict[str, Any]:
-        """Mark pupils in one transaction, in which it is noted that this is done."""
-        put = marking(self._operations.dialect, tenant, some.institution, some.day, some.marks, by=some.by,
-                      at=time.time())  # fmt: skip
+        news = self._news(job, job.key, tenant, wanted.institution)
 
         def apply(connection: Connection) -> dict[str, Any]:
-            return {"day": some.day.isoformat(), "pupils": len(some.marks), **asdict(put(connection))}
+            news.of_bulk(connection, result)
+            return result
 
-        with attempt.database():
-            done = await self._operations.once(tenant, some.institution, key, "attendance.mark", some.kwargs(), apply,
-                                               actor=actor)  # fmt: skip
-        return done.result
+        return await self._once(news, "attendance.bulk_mark", wanted, wanted.by, apply, attempt)
 
-    async def _report(self, key: str, tenant: str, wanted: Reporting, attempt: Attempt) -> dict[str, Any]:
+    async def _mark_some(
+        self, job: Job, key: str, tenant: str, some: Marking, actor: str, attempt: Attempt
+    ) -> dict[str, Any]:
+        """Mark pupils in one transaction, in which it is noted that this is done, and who is to hear of it."""
+        news = self._news(job, key, tenant, some.institution)
+        put = marking(self._operations.dialect, tenant, some.institution, some.day, some.marks, by=some.by,
+                      at=news.at)  # fmt: skip
+
+        def apply(connection: Connection) -> dict[str, Any]:
+            changes = put(connection)
+            news.of_marks(connection, some, changes)
+            return {"day": some.day.isoformat(), "pupils": len(some.marks), **asdict(changes.counted)}
+
+        return await self._once(news, "attendance.mark", some, actor, apply, attempt)
+
+    async def _report(self, job: Job, tenant: str, wanted: Reporting, attempt: Attempt) -> dict[str, Any]:
         """Write the file, and then note that it is done: a job that is repeated in between writes the file again."""
         with attempt.database():
             await self._store.attendance.check(tenant, wanted.institution)
-            done = await self._operations.done(tenant, key)
+            done = await self._operations.done(tenant, job.key)
             rows = await self._store.attendance.report(tenant, wanted.institution, wanted.first, wanted.last)
+        path = report_path(reports_folder(self._environ), tenant, job.key, wanted)
         if done is None:
-            path = report_path(reports_folder(self._environ), tenant, key, wanted)
             await asyncio.to_thread(write_report, path, tenant, wanted, rows)
-            result = {"path": str(path), "pupils": len(rows)}
-        else:
-            result = done.result
-        with attempt.database():
-            noted = await self._operations.once(tenant, wanted.institution, key, "attendance.report", wanted.kwargs(),
-                                                lambda _: result, actor=wanted.by)  # fmt: skip
-        return noted.result
+        news = self._news(job, job.key, tenant, wanted.institution)
 
-    async def _academic(self, key: str, tenant: str, wanted: Academic, attempt: Attempt) -> dict[str, Any]:
-        at, place = time.time(), (tenant, wanted.institution)
-        leave = partial(academic.record, tenant=tenant, institution=wanted.institution, operation=wanted.operation,
-                        data=wanted.data, at=at)  # fmt: skip
+        def apply(connection: Connection) -> dict[str, Any]:
+            news.of_report(connection, wanted, path.name)
+            return {"path": str(path), "pupils": len(rows)}
+
+        return await self._once(news, "attendance.report", wanted, wanted.by, apply, attempt)
+
+    async def _academic(self, job: Job, tenant: str, wanted: Academic, attempt: Attempt) -> dict[str, Any]:
+        news = self._news(job, job.key, tenant, wanted.institution)
 
         def apply(connection: Connection) -> Mapping[str, Any]:
-            leave(connection)
+            academic.record(connection, tenant, wanted.institution, wanted.operation, wanted.data, news.at)
+            news.of_academic(connection, wanted)
             return wanted.data
 
         attempt.facts["users"] = users = int("user" in wanted.data)
-        with attempt.database():
-            done = await self._operations.once(*place, key, f"academic.{wanted.name}", wanted.kwargs(), apply,
-                                               actor=wanted.by, at=at)  # fmt: skip
+        said = await self._once(news, f"academic.{wanted.name}", wanted, wanted.by, apply, attempt)
         attempt.served(done=users)
+        return said
+
+    def _news(self, job: Job, key: str, tenant: str, institution: str) -> News:
+        """What is to be told of an operation `key` of a job; all of a job has one correlation id."""
+        correlation = str(job.meta.get("correlation_id") or correlation_of(tenant, job.key))
+        topics = frozenset(self._application.topology.topics)
+        return News(topics, tenant, institution, key, time.time(), correlation, str(job.meta.get("event_id", "")))
+
+    async def _once(
+        self, news: News, kind: str, wanted: Marking | Reporting | Academic, actor: str, apply: Apply, attempt: Attempt
+    ) -> dict[str, Any]:
+        """Do an operation, unless it is done, and publish what it has saved as its events."""
+        with attempt.database():
+            done = await self._operations.once(news.tenant, news.institution, news.key, kind, wanted.kwargs(), apply,
+                                               actor=actor, at=news.at)  # fmt: skip
+        if news.saved:
+            application = self._application
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await send_many_saved(news.saved, application.topology, self._store, application.queues)
+            except (TimeoutError, RedisError, StoreError, *AWAY) as error:  # it is done, and is not to be done again
+                logger.warning("%d events of job %s are saved; the relay will publish them (%s)", len(news.saved),
+                               news.key, error or f"no answer within {PATIENCE_S:g} s")  # fmt: skip
         return done.result
 
 

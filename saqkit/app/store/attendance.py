@@ -30,6 +30,18 @@ class Marked:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """Whom a marking changed something of, by user id: those who had no mark that day, and those who had another."""
+
+    new: tuple[int, ...]
+    corrected: tuple[int, ...]
+
+    @property
+    def counted(self) -> Marked:
+        return Marked(len(self.new), len(self.corrected))
+
+
+@dataclass(frozen=True, slots=True)
 class PupilDays:
     """How often a pupil was marked as what, in the days of a report; `name` is empty if the person is gone."""
 
@@ -59,9 +71,8 @@ class Attendance(Part):
         Raises `UsageError`, and stores nothing, for a status that there is not, an institution that the tenant does not
         have, or a pupil who is not of the tenant.
         """
-        return await self._database.write(
-            marking(self._database.dialect, tenant, institution, day, marks, by=by, at=now(at))
-        )
+        put = marking(self._database.dialect, tenant, institution, day, marks, by=by, at=now(at))
+        return (await self._database.write(put)).counted
 
     async def check(self, tenant: str, institution: str, pupils: Collection[int] = ()) -> None:
         """Raise `UsageError` if the tenant does not have the institution, or a pupil is not of the tenant."""
@@ -97,7 +108,7 @@ def marking(
     *,
     by: str,
     at: float,
-) -> Callable[[Connection], Marked]:
+) -> Callable[[Connection], Changes]:
     """What `Attendance.mark` does in a transaction, for one that does more."""
     for user, status in marks.items():
         if status not in STATUSES:
@@ -106,12 +117,13 @@ def marking(
     place = {"tenant": tenant, "institution": institution, "day": day.isoformat(), "rows": rows}
     _, before, put = _statements(dialect)
 
-    def store(connection: Connection) -> Marked:
+    def store(connection: Connection) -> Changes:
         # Two who mark one institution take turns, so that each mark is new only once.
         _check(connection, dialect, tenant, institution, rows, held=True)
-        known, corrected = connection.execute(before, place).one()
+        known = {user: status for user, status in connection.execute(before, place)}  # noqa: C416 (as above)
         connection.execute(put, {**place, "by": by, "at": at})
-        return Marked(len(marks) - known, corrected)
+        corrected = (user for user, status in known.items() if status != marks[user])
+        return Changes(tuple(sorted(marks.keys() - known.keys())), tuple(sorted(corrected)))
 
     return store
 
@@ -130,7 +142,7 @@ def _check(
 
 @cache
 def _statements(dialect: Dialect) -> tuple[TextClause, TextClause, TextClause]:
-    """Who is not of the tenant; how many are marked, and otherwise; mark them. The rows are one parameter."""
+    """Who is not of the tenant; who is marked, and how; mark them. The rows are one parameter."""
     rows = {
         "sqlite": "json_each(CAST(:rows AS TEXT))",
         "postgresql": "jsonb_array_elements(CAST(:rows AS jsonb)) AS t(value)",
@@ -142,10 +154,7 @@ def _statements(dialect: Dialect) -> tuple[TextClause, TextClause, TextClause]:
             f"SELECT min(m.user_id) FROM {marks} AS m"
             " WHERE NOT EXISTS (SELECT 1 FROM users AS u WHERE u.id = m.user_id AND u.tenant = :tenant)"
         ),
-        text(
-            "SELECT count(*), count(*) FILTER (WHERE a.status <> m.status)"
-            f" FROM {marks} AS m JOIN attendance AS a ON {of_day}"
-        ),
+        text(f"SELECT a.user_id, a.status FROM {marks} AS m JOIN attendance AS a ON {of_day}"),
         text(
             "INSERT INTO attendance (tenant, institution, day, user_id, status, marked_by, marked_at)"
             " SELECT CAST(:tenant AS TEXT), CAST(:institution AS TEXT), CAST(:day AS TEXT), m.user_id, m.status,"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 
@@ -81,11 +82,10 @@ class Events(Part):
         def store(connection: Connection) -> Announcement:
             if audience.institution:
                 require_institution(connection, audience.tenant, audience.institution)
-            event_id = connection.execute(_INSERT_EVENT, values).scalar()
+            event_id = save_event(connection, values)
             if event_id is None:
                 known = select(events.c.id).where(events.c.tenant == tenant, events.c.key == key)
                 return Announcement(connection.execute(known).scalar_one(), new=False)
-            connection.execute(_INSERT_OUTBOX, {"event": event_id, "created_at": created_at})
             return Announcement(event_id, new=True)
 
         made = await self._database.write(store)
@@ -141,6 +141,17 @@ class Events(Part):
         """Events that the broker took at `at` or later, oldest first."""
         recent = select(outbox.c.event_id).where(outbox.c.delivered_at >= at).order_by(outbox.c.event_id)
         return await self._database.read(lambda connection: list(connection.execute(recent).scalars()))
+
+
+def save_event(connection: Connection, values: Mapping[str, Any]) -> int | None:
+    """Store an event (a value for each column but its id) and its outbox row in a transaction of the caller's.
+
+    Returns its id; None if its tenant has used its key before, and then nothing is stored.
+    """
+    event_id: int | None = connection.execute(_INSERT_EVENT, values).scalar()
+    if event_id is not None:
+        connection.execute(_INSERT_OUTBOX, {"event": event_id, "created_at": values["created_at"]})
+    return event_id
 
 
 _INSERT_EVENT = text(
