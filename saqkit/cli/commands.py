@@ -17,6 +17,7 @@ from saqkit.cli.operating import broker, users
 from saqkit.cli.options import Commands
 from saqkit.cli.planning import plan, what_if
 from saqkit.cli.publishing import events, publish
+from saqkit.cli.school import school
 from saqkit.cli.shopping import checkout, orders
 from saqkit.cli.steering import cancel, clean, clear, concurrency, pause, promote, recording, resume, retry_failed
 from saqkit.cli.watching import health, jobs, stats, workers
@@ -33,7 +34,7 @@ def commands() -> None:
 
 
 for _command in (demo, systems, show, measure, probe, calibrate, predict, compare, plan, what_if, infer,
-                 worker, broker, users, announce, publish, events, checkout, orders, check, stats, health, workers,
-                 jobs, batches, batch, pause, resume, concurrency, limit, clear, cancel, promote, prioritise,
+                 worker, broker, users, announce, publish, events, checkout, orders, school, check, stats, health,
+                 workers, jobs, batches, batch, pause, resume, concurrency, limit, clear, cancel, promote, prioritise,
                  retry_failed, clean, recording, dlq):  # fmt: skip
     commands.add_command(_command)
