@@ -40,6 +40,7 @@ class Client:
 
     It starts with the broker's address and the database, then connects the queues, and ends the other way round: queues
     before the database. A broker that is away stops no start: what is announced or published is saved, and follows.
+    `where` is the broker's address, without its password, once it is started.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Client:
         self._opened: AsyncExitStack | None = None
         self._store: Store | None = None
         self._queues: dict[str, Queue] = {}
+        self.where = ""
 
     async def start(self) -> None:
         """Open and connect all. Raises `StoreError` or `BrokerError`, one line, and leaves nothing open."""
@@ -62,6 +64,7 @@ class Client:
             raise UsageError("this client is started already")
         async with AsyncExitStack() as stack:
             url = await asyncio.to_thread(broker.resolve, self._redis)
+            self.where = broker.redact(url)
             replica = self._replica or (None if self._database else replica_url())
             self._store = await Store.open(database_url(self._database), replica_url=replica)
             stack.push_async_callback(self._close_database, self._store)
@@ -70,7 +73,7 @@ class Client:
             stack.push_async_callback(self._disconnect)
             there = await self._connect()
             logger.info("queues %s: %s %s", ", ".join(self._queues),
-                        "connected to" if there else "made; nobody answers at", broker.redact(url))  # fmt: skip
+                        "connected to" if there else "made; nobody answers at", self.where)  # fmt: skip
             self._opened = stack.pop_all()
 
     async def stop(self) -> None:

@@ -24,12 +24,14 @@ from saqkit.app.courses.enrolling import letters
 from saqkit.app.courses.enrolments import due
 from saqkit.app.courses.source import Source
 from saqkit.app.courses.syncing import PEOPLE, people_of
-from saqkit.app.emails.sending import Sender, or_email
+from saqkit.app.emails.catalogue import EMAIL_TYPES
+from saqkit.app.emails.sending import Sender
 from saqkit.app.ledger import Ledger
 from saqkit.app.mail import Provider, Simulated
 from saqkit.app.mail.gate import build_gates
 from saqkit.app.scheduling import EventTimetable
-from saqkit.app.school.working import Worker, or_school
+from saqkit.app.school.calls import SCHOOL_TYPES
+from saqkit.app.school.working import Worker
 from saqkit.app.serving import Serving, channel_of
 from saqkit.app.shop.orders import Orders
 from saqkit.app.shop.payment_provider import build_payments
@@ -86,6 +88,12 @@ class Application:
     def functions(self) -> list[tuple[str, Handler]]:
         """(name, function) of every job type."""
         return handlers(self.topology)
+
+    def service(self, job_type: str) -> Sender | Worker | None:
+        """Who does those jobs of a type that are of no event; None: there are none."""
+        if job_type in SCHOOL_TYPES:
+            return self.school
+        return self.emails if job_type in EMAIL_TYPES else None
 
     async def follow_outages(self, path: Path) -> None:
         """Let simulated providers fail in the times that are written to `path`, pairs of Unix seconds by provider."""
@@ -310,21 +318,28 @@ class Application:
 
 
 def handlers(topology: Topology, queue: str | None = None) -> list[tuple[str, Handler]]:
-    """(name, function) of every job type of `queue` (default: of all); they find their `Application` in the context."""
+    """(name, function) of every job type of `queue` (default: of all); they find their `Application` in the context.
+
+    Jobs that are of no event, a single email or a school's operation, are done by the service that enqueued them.
+    """
 
     def handler(name: str) -> Handler:
-        async def handle(ctx: dict[str, Any], *, event: int, users: list[int] | None = None) -> dict[str, Any]:
+        async def of_event(ctx: dict[str, Any], *, event: int, users: list[int] | None = None) -> dict[str, Any]:
             application: Application = ctx["application"]
             job: Job = ctx["job"]
             with bound(event=event, job=job.key, attempt=job.attempts, queue=application.topology.job_types[name].queue,
                        tenant=job.meta.get("tenant"), **ids_of(job.meta)):  # fmt: skip
                 return await application.handle(name, job, event, users)
 
+        async def handle(ctx: dict[str, Any], **given: Any) -> Any:
+            if "event" in given or (service := ctx["application"].service(name)) is None:
+                return await of_event(ctx, **given)
+            return await service.handle(name, ctx["job"], given)
+
         handle.__qualname__ = handle.__name__ = name
         return handle
 
-    named = {name: handler(name) for name, spec in topology.job_types.items() if queue in (None, spec.queue)}
-    return [(name, or_school(name, or_email(name, function))) for name, function in named.items()]
+    return [(name, handler(name)) for name, spec in topology.job_types.items() if queue in (None, spec.queue)]
 
 
 async def after_process(ctx: dict[str, Any]) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import csv
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from saqkit.cli import options
-from saqkit.cli.announcing import connect, tell_if_nobody_serves
+from saqkit.cli.announcing import tell_if_nobody_serves
 from saqkit.cli.interrupting import run
 from saqkit.cli.options import Amount, Commands, OneOf
 from saqkit.cli.output import emit
@@ -146,7 +146,6 @@ async def _submit(
     from saqkit.queue.scripts_of_queue import AWAY
 
     async with _open(topology, redis) as (calls, queues):
-        await connect(queues)  # a web application is connected already: what is measured is the call
         began = time.monotonic()
         try:
             asked = await ask(calls, said)
@@ -166,7 +165,7 @@ async def _submit(
         return {**answer, **found}
 
 
-async def _state(calls: School, queues: dict[str, Queue], tenant: str, key: str) -> dict[str, Any]:
+async def _state(calls: School, queues: Mapping[str, Queue], tenant: str, key: str) -> dict[str, Any]:
     """`waiting`, `done`, `failed` or `unknown`; the database is asked first, for what is done stays there."""
     from saq.job import Status
 
@@ -186,24 +185,15 @@ async def _state(calls: School, queues: dict[str, Queue], tenant: str, key: str)
 
 
 @asynccontextmanager
-async def _open(topology: Topology, redis: str | None) -> AsyncIterator[tuple[School, dict[str, Queue]]]:
-    from saqkit import broker
-    from saqkit.app.location import database_url
-    from saqkit.app.school.calls import School
-    from saqkit.app.store import Store
-    from saqkit.queue.building import build_queues
+async def _open(topology: Topology, redis: str | None) -> AsyncIterator[tuple[School, Mapping[str, Queue]]]:
+    from saqkit.app.client import Client
     from saqkit.queue.scripts_of_queue import AWAY
 
-    async with AsyncExitStack() as stack:
-        url = await asyncio.to_thread(broker.resolve, redis)
-        store = await stack.enter_async_context(await Store.open(database_url()))
-        queues = build_queues(topology, url)
-        for queue in queues.values():
-            stack.push_async_callback(queue.disconnect)
+    async with Client(topology, redis=redis) as client:
         try:
-            yield School(topology, store, queues), queues
+            yield client.school, client.queues
         except AWAY as error:
-            raise BrokerError(f"{broker.redact(url)}: {' '.join(str(error).split())}") from error
+            raise BrokerError(f"{client.where}: {' '.join(str(error).split())}") from error
 
 
 def _show(said: dict[str, Any], as_json: bool) -> None:

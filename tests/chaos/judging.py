@@ -131,11 +131,13 @@ def attempts_of(jobs: Mapping[str, Known]) -> list[Attempt]:
 def in_one_way(jobs: Mapping[str, Known], counts: Mapping[str, int]) -> Iterator[str]:
     """Has every job ended once, and has nothing been forgotten or counted twice?"""
     states = Counter(job.state for job in jobs.values())
+    # What died may live again: replayed, or asked for anew, by a producer who did not hear that it was accepted.
+    alive = counts.get("dead_replayed", 0) + counts.get("superseded", 0)
     told = {State.DONE: counts.get("complete", 0), State.CANCELLED: counts.get("aborted", 0),
-            State.DEAD: counts.get("failed", 0) - counts.get("dead_replayed", 0)}  # fmt: skip
+            State.DEAD: counts.get("failed", 0) - alive}  # fmt: skip
     for state, number in told.items():
         if states[state] != number:
-            yield f"{states[state]} jobs are {state.name.lower()}, {number} became so"
+            yield f"{states[state]} jobs are {state.name.lower()}, {number} became so: {dict(counts)}"
     for job in jobs.values():
         outcomes = [attempt.outcome for attempt in job.attempts]
         if any(outcome in ("done", "cancelled") for outcome in outcomes[:-1]):

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from saq.job import Job
@@ -37,11 +37,10 @@ from saqkit.spec.topology import Topology
 if TYPE_CHECKING:
     from saqkit.app.emails.rendering import Rendered, Renderer
 
-__all__ = ["Sender", "message_id_of", "or_email"]
+__all__ = ["Sender", "message_id_of"]
 
 logger = logging.getLogger("saqkit")
 HOST = socket.gethostname()
-Handler = Callable[..., Awaitable[Any]]
 
 
 class Sender:
@@ -144,20 +143,6 @@ def message_id_of(job_type: str, key: str, nonce: str = "", *, sender: str) -> s
     `nonce`: that of the job's meta, which one whose key somebody chose has.
     """
     return f"<{_digest(job_type, key, nonce).hex()[:32]}@{address_of(sender).rpartition('@')[2] or 'localhost'}>"
-
-
-def or_email(job_type: str, otherwise: Handler) -> Handler:
-    """The function of a job type: for a type of emails, jobs that are not of an event are sent by the `Sender`."""
-    if job_type not in EMAIL_TYPES:
-        return otherwise
-
-    async def handle(ctx: dict[str, Any], **given: Any) -> Any:
-        if "event" in given:
-            return await otherwise(ctx, **given)
-        return await ctx["application"].emails.handle(job_type, ctx["job"], given)
-
-    handle.__qualname__ = handle.__name__ = job_type
-    return handle
 
 
 def _nonce(job: Job) -> str:

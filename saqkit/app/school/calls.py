@@ -23,10 +23,11 @@ from saqkit.queue.submitting import NewJob, Submitted, told
 from saqkit.spec.base import did_you_mean
 from saqkit.spec.topology import Topology
 
-__all__ = ["ACADEMIC", "BULK", "MARK", "Options", "REPORT", "School"]
+__all__ = ["ACADEMIC", "BULK", "MARK", "Options", "REPORT", "SCHOOL_TYPES", "School"]
 
 MARK, BULK = "mark-attendance", "process-batch-attendance"
 REPORT, ACADEMIC = "generate-attendance-report", "update-records"
+SCHOOL_TYPES = (MARK, BULK, REPORT, ACADEMIC)
 
 
 class Options(TypedDict, total=False):

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.event_bus import send_many_saved
 from saqkit.app.school import academic
 from saqkit.app.school.arguments import MOST_IN_BULK, MOST_MARKS, Academic, Marking, Reporting
-from saqkit.app.school.calls import ACADEMIC, BULK, MARK, REPORT
+from saqkit.app.school.calls import BULK, MARK, REPORT
 from saqkit.app.school.news import News, correlation_of
 from saqkit.app.school.operations import Apply, Operations
 from saqkit.app.school.reports import report_path, reports_folder, write_report
@@ -36,7 +36,7 @@ from saqkit.queue.scripts_of_queue import AWAY
 if TYPE_CHECKING:
     from saqkit.app.handlers import Application
 
-__all__ = ["Worker", "or_school"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger("saqkit")
 HOST = socket.gethostname()
@@ -44,7 +44,6 @@ CLASS = 30
 """Pupils in a transaction of a bulk mark, where the topology does not say of how many a class is."""
 PATIENCE_S = 5.0
 """How long publishing what a job has to tell may take; what is left then, the relay publishes."""
-Handler = Callable[..., Awaitable[Any]]
 
 
 class Worker:
@@ -184,17 +183,3 @@ class Worker:
                 logger.warning("%d events of job %s are saved; the relay will publish them (%s)", len(news.saved),
                                news.key, error or f"no answer within {PATIENCE_S:g} s")  # fmt: skip
         return done.result
-
-
-def or_school(job_type: str, otherwise: Handler) -> Handler:
-    """The function of a job type: for one of a school's, jobs that are not of an event are done by the `Worker`."""
-    if job_type not in (MARK, BULK, REPORT, ACADEMIC):
-        return otherwise
-
-    async def handle(ctx: dict[str, Any], **given: Any) -> Any:
-        if "event" in given:
-            return await otherwise(ctx, **given)
-        return await ctx["application"].school.handle(job_type, ctx["job"], given)
-
-    handle.__qualname__ = handle.__name__ = job_type
-    return handle
