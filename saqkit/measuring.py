@@ -52,7 +52,7 @@ UNSAID = dict.fromkeys(
         "SAQKIT_SMTP_URL",
         "SAQKIT_SMTP_SENDER",
         "SAQKIT_CHARGES",
-        "SAQKIT_COURSE_REPORTS",
+        "SAQKIT_REPORTS",
         "SAQKIT_SYNC_URL",
         "SAQKIT_SYNC_TOKEN",
         "FRONTEND_URL",

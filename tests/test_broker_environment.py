@@ -130,7 +130,7 @@ async def test_a_measurement_writes_no_charges_of_the_application_and_heeds_none
     """The books that a worker serving for real would write to, and what would end one at its start."""
     for name, value in {"SAQKIT_CHARGES": str(tmp_path / "books.db"), "FRONTEND_URL": "vote.example",
                         "SAQKIT_PAYLOAD_KEYS": "not keys", "SAQKIT_SYNC_URL": "no address",
-                        "SAQKIT_COURSE_REPORTS": str(tmp_path / "reports")}.items():  # fmt: skip
+                        "SAQKIT_REPORTS": str(tmp_path / "reports")}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     reset = {"queue": "notifications", "per_user": {"provider": "email"}}  # a type of emails whose token is secret
     done = await run(shop(**{"job_types__password-reset": reset}), users=20)

@@ -17,9 +17,10 @@ from saqkit.app.audience import Audience
 from saqkit.app.courses.codes import Codes
 from saqkit.app.courses.enrolling import enrol, letters
 from saqkit.app.courses.enrolments import Enrolments
-from saqkit.app.courses.reporting import COLUMNS, reports_folder
+from saqkit.app.courses.reporting import COLUMNS
 from saqkit.app.courses.source import CourseRow, Source
 from saqkit.app.courses.synchronised import Synchronised
+from saqkit.app.location import reports_folder
 from saqkit.app.shop.checking import check_payments
 from saqkit.app.shop.orders import Order
 from saqkit.app.store import Recipient, UserRow
@@ -188,7 +189,7 @@ async def test_all_tasks_are_done_when_their_schedules_fire(
     data = topology.to_dict()
     for schedule in data["schedules"]:
         schedule["cron"] = "* * * * * */2"
-    monkeypatch.setenv("SAQKIT_COURSE_REPORTS", str(tmp_path / "out"))
+    monkeypatch.setenv("SAQKIT_REPORTS", str(tmp_path / "out"))
     with stub_source() as stub:
         stub.courses = [{"id": f"c{n}", "title": f"Course {n}", "next_lesson_at": time.time() + 3600} for n in range(5)]
         stub.places = {"ada@x.example": ["c0", "c3"]}
@@ -354,4 +355,4 @@ async def test_reports_are_beside_the_database_unless_the_environment_says_other
         assert path == tmp_path / "data.db.reports" / path.name
         assert path.name.endswith(f"-{event}.csv")
         assert _report(path) == {"'=1+1": "0"}
-    assert reports_folder(made.store.database, {"SAQKIT_COURSE_REPORTS": "/r"}) == Path("/r")
+    assert reports_folder(made.store.database, {"SAQKIT_REPORTS": "/r"}) == Path("/r")

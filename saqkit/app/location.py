@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from saqkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from saqkit.app.database import Database
 
 
 def replica_url() -> str | None:
@@ -23,6 +28,13 @@ def database_url(url: str | None = None) -> str:
     if chosen := url or os.environ.get("SAQKIT_DATABASE_URL"):
         return chosen
     return f"sqlite:///{state_folder() / 'saqkit.db'}"
+
+
+def reports_folder(database: Database, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where workers write reports: `SAQKIT_REPORTS`, else beside the SQLite file, else in the state folder."""
+    if given := environ.get("SAQKIT_REPORTS"):
+        return Path(given)
+    return Path(f"{database.where}.reports") if database.dialect == "sqlite" else state_folder() / "reports"
 
 
 def state_folder() -> Path:

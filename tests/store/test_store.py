@@ -117,6 +117,14 @@ async def test_people_are_unique_by_tenant_and_email(store: Store) -> None:
     assert batch.pending == [Recipient(1, "ada@school.example", "Ada Lovelace")]
 
 
+async def test_none_of_the_numbered_users_is_added_where_none_is_wanted(store: Store) -> None:
+    assert await store.add_numbered_users(0) == 0
+    assert await store.count_users() == 0
+    assert (await store.add_numbered_users(1), await store.add_numbered_users(0)) == (1, 0)
+    assert await store.add_users([UserRow("late@school.example")]) == 1
+    assert await store.audience_page(Audience(), 0, 10) == [1, 2]
+
+
 async def test_numbered_users_are_quick_and_only_the_missing_ones_are_added(store: Store) -> None:
     started = time.perf_counter()
     assert await store.add_numbered_users(100_000) == 100_000

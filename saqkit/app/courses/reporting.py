@@ -6,7 +6,7 @@ import asyncio
 import csv
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from saqkit.app.database import Database
-from saqkit.app.location import state_folder
+from saqkit.app.location import reports_folder
 from saqkit.app.store import EventRow
 from saqkit.app.tables import courses, enrolments
 from saqkit.app.work import burn
@@ -61,13 +61,6 @@ def report_name(event: EventRow) -> str:
     """One file for each event, by day (UTC)."""
     day = datetime.fromtimestamp(event.created_at, UTC).date()
     return f"courses-{day.isoformat()}-{event.id}.csv"
-
-
-def reports_folder(database: Database, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where reports are written: `SAQKIT_COURSE_REPORTS`, beside the SQLite file, or in the state folder."""
-    if given := environ.get("SAQKIT_COURSE_REPORTS"):
-        return Path(given)
-    return Path(f"{database.where}.reports") if database.dialect == "sqlite" else state_folder() / "reports"
 
 
 def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:

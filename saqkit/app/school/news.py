@@ -99,7 +99,7 @@ class News:
         """How they are called; who has no name, or is of another tenant, is told by number."""
         wanted = list(whose)
         ours = select(users.c.id, users.c.name).where(users.c.id.in_(wanted), users.c.tenant == self.tenant)
-        known = {user: str(name)[:_LONGEST_NAME] for user, name in connection.execute(ours)}
+        known = {user: str(name).strip()[:_LONGEST_NAME] for user, name in connection.execute(ours)}
         return {user: known.get(user) or f"user {user}" for user in wanted}
 
 

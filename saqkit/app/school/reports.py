@@ -7,27 +7,20 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from saqkit.app.location import state_folder
 from saqkit.app.school.arguments import Reporting
 from saqkit.app.store.attendance import STATUSES, PupilDays
 from saqkit.errors import TemporaryFailure
 
-__all__ = ["HEAD", "report_path", "reports_folder", "write_report"]
+__all__ = ["HEAD", "report_path", "write_report"]
 
 HEAD = ("user", "name", *STATUSES, "days")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ROWS_A_PAGE = 42
 _WIDTHS = (0.1, 0.4, 0.1, 0.1, 0.1, 0.1, 0.1)
-
-
-def reports_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """`SAQKIT_REPORTS`, else `reports` in the state folder."""
-    given = environ.get("SAQKIT_REPORTS")
-    return Path(given) if given else state_folder() / "reports"
 
 
 def report_path(folder: Path, tenant: str, key: str, wanted: Reporting) -> Path:

@@ -21,12 +21,13 @@ from sqlalchemy import Connection
 
 from saqkit.app.attempt import Attempt, Stopwatch
 from saqkit.app.event_bus import send_many_saved
+from saqkit.app.location import reports_folder
 from saqkit.app.school import academic
 from saqkit.app.school.arguments import MOST_IN_BULK, MOST_MARKS, Academic, Marking, Reporting
 from saqkit.app.school.calls import BULK, MARK, REPORT
 from saqkit.app.school.news import News, correlation_of
 from saqkit.app.school.operations import Apply, Operations
-from saqkit.app.school.reports import report_path, reports_folder, write_report
+from saqkit.app.school.reports import report_path, write_report
 from saqkit.app.store.attendance import marking
 from saqkit.errors import DescriptionError, PermanentFailure, StoreError, UsageError
 from saqkit.log_lines import bound
@@ -137,7 +138,7 @@ class Worker:
             await self._store.attendance.check(tenant, wanted.institution)
             done = await self._operations.done(tenant, job.key)
             rows = await self._store.attendance.report(tenant, wanted.institution, wanted.first, wanted.last)
-        path = report_path(reports_folder(self._environ), tenant, job.key, wanted)
+        path = report_path(reports_folder(self._store.database, self._environ), tenant, job.key, wanted)
         if done is None:
             await asyncio.to_thread(write_report, path, tenant, wanted, rows)
         news = self._news(job, job.key, tenant, wanted.institution)

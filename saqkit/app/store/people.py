@@ -123,7 +123,8 @@ _UPSERT_USER = text(
 )
 _INSERT_NUMBERED = text(
     "INSERT INTO users (id, email, name, role, tenant, active)"
-    " WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < CAST(:count AS INTEGER))"
+    " WITH RECURSIVE numbers(i) AS (SELECT 1 WHERE CAST(:count AS INTEGER) > 0"
+    " UNION ALL SELECT i + 1 FROM numbers WHERE i < CAST(:count AS INTEGER))"
     " SELECT i, 'user' || i || '@users.example', 'User ' || i,"
     " CASE WHEN i % 10 < 6 THEN 'student' WHEN i % 10 < 9 THEN 'parent' ELSE 'teacher' END,"
     f" CASE i % 3 WHEN 0 THEN '{TENANTS[0]}' WHEN 1 THEN '{TENANTS[1]}' ELSE '{TENANTS[2]}' END, TRUE"
