@@ -97,7 +97,7 @@ def test_the_database_has_one_writer_and_any_number_of_readers() -> None:
     env, done, host = simpy.Environment(), [], Host(2, 1.0, 1)
     loop, database = loop_of(env, host), Database(env)
     for _ in range(3):
-        database.write(0.1, 2, loop, lambda: done.append(env.now))
+        database.write(0.1, 0.0, 2, loop, lambda: done.append(env.now))
         database.read(0.05, loop, lambda: done.append(env.now))
     env.run()
     assert done == pytest.approx([0.05, 0.05, 0.05, 0.1, 0.2, 0.3])

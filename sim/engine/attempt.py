@@ -15,6 +15,9 @@ from sim.engine.providers import Gate, Send
 if TYPE_CHECKING:
     from sim.engine.worker import Worker
 
+Step = Callable[[Call], None]
+"""What calls back once it is done."""
+
 
 class Attempt:
     """One execution of a job by a worker."""
@@ -42,7 +45,7 @@ class Attempt:
         if self.job.event in self.worker.events:
             self._work()
         else:
-            self._read(self.costs.page_s, lambda: self._resume(self._work, self.model.costs.handing_s))
+            self._read(self.costs.page_s)(lambda: self._resume(self._work, self.model.costs.handing_s))
 
     def _work(self) -> None:
         """Its own CPU first, then what its type does."""
@@ -79,7 +82,7 @@ class Attempt:
     # A fan-out: page by page of whole batches, each page enqueued in one round trip, then its cursor is stored.
 
     def _find(self) -> None:
-        self._database(self._read, self.costs.page_s, self._next_page)
+        self._database(self._read(self.costs.page_s), self._next_page)
 
     def _next_page(self) -> None:
         job, fan_out = self.job, self.job.type.fan_out
@@ -90,8 +93,7 @@ class Attempt:
         cpu_s = self.costs.page_cpu_s + self.costs.batch_cpu_s * batches + self.costs.user_cpu_s * len(page)
         self.cpu_s += cpu_s
         self._database(
-            self._read,
-            self.costs.page_s + self.costs.page_user_s * len(page),
+            self._read(self.costs.page_s + self.costs.page_user_s * len(page)),
             lambda: self.worker.loop.soon(cpu_s, partial(self._enqueue, page, len(page) < size)),
         )
 
@@ -106,7 +108,7 @@ class Attempt:
         job.enqueued = max(job.enqueued, job.cursor + len(page))
 
         def advance() -> None:
-            self._database(partial(self._write, WRITING), self.costs.flush_s, partial(self._advanced, len(page), last))
+            self._database(self._write(WRITING, self.costs.flush_s, 0.0), partial(self._advanced, len(page), last))
 
         if page:
             self.send_page(fan_out.to, batches, advance)
@@ -125,15 +127,13 @@ class Attempt:
         else:
             self._next_page()
 
-    def _read(self, took_s: float, then: Call) -> None:
-        self.model.database.read(took_s, self.worker.loop, then)
+    def _read(self, took_s: float) -> Step:
+        return partial(self.model.database.read, took_s, self.worker.loop)
 
-    def _write(self, statements: int, took_s: float, then: Call) -> None:
-        self.model.database.write(took_s, statements, self.worker.loop, then)
+    def _write(self, statements: int, fixed_s: float, rows_s: float) -> Step:
+        return partial(self.model.database.write, fixed_s, rows_s, statements, self.worker.loop)
 
-    def _database(
-        self, step: Callable[[float, Call], None], took_s: float, then: Call, cpu_s: float | None = None
-    ) -> None:
+    def _database(self, step: Step, then: Call, cpu_s: float | None = None) -> None:
         """A database step of the whole job: `then` is called on the loop once it is done, and costs `cpu_s` there;
         by default what handing over a transaction does.
         """
@@ -144,7 +144,7 @@ class Attempt:
             self.database_s += self.model.env.now - asked_at
             then()
 
-        step(took_s, lambda: self._resume(done, cpu_s))
+        step(lambda: self._resume(done, cpu_s))
 
     # A batch: its rows, then user by user (`send_concurrency` at a time), then its results.
 
@@ -152,10 +152,9 @@ class Attempt:
         if self.job.type.per_user.database == "none":
             self._serve()
             return
-        took_s = self.costs.open_s + self.costs.open_user_s * len(self.users)
-        self._database(self._write_rows, took_s, self._serve)
+        self._database(self._write_rows, self._serve)
 
-    def _write_rows(self, took_s: float, then: Call) -> None:
+    def _write_rows(self, then: Call) -> None:
         """The rows of the batch; whom another job of the event has served meanwhile is not served again."""
         ledger = self.model.ledger
 
@@ -164,7 +163,8 @@ class Attempt:
                 self.users = ledger.pending(self)
             then()
 
-        self._write(OPENING, took_s, then if ledger is None else written)
+        write = self._write(OPENING, self.costs.open_s, self.costs.open_user_s * len(self.users))
+        write(then if ledger is None else written)
 
     def _serve(self) -> None:
         job, per_user, model = self.job, self.job.type.per_user, self.model
@@ -199,7 +199,7 @@ class Attempt:
         if self.again:
             self.error = "TemporaryFailure"
         if self.ledger:
-            self._database(lambda _, then: self.worker.writer.flush(then), 0.0, self._end, 0.0)
+            self._database(self.worker.writer.flush, self._end, 0.0)
         else:
             self._end()
 

@@ -22,10 +22,12 @@ JOB = 10  # a job takes Python as long as so many users of a batch
 _users = 0
 HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP)
 HELPERS = (
+    kernel._queue_write,
     kernel._begin_write,
     kernel._lend,
     kernel._lend_on,
     kernel._lend_it,
+    kernel._beside,
     kernel._on_core,
     kernel._page_cpu_s,
     kernel._opens_at,

@@ -21,6 +21,7 @@ JITTER: Any = 5  # draws.Stream.JITTER
 TEMPORARY = 1
 FLUSH_EVERY_S, COLD_AFTER_S = 0.1, 0.001
 GATHERING, OPENING, WRITING = 3, 4, 3
+IN_SQLITE, IN_SQLITE_ROW = 0.33, 0.73
 SHORTEST_S, BLOCKING_S, EARLY_S = 0.001, 0.01, 0.11
 NEVER = float("inf")
 CHUNK = 500  # the model's ENQUEUE_CHUNK
@@ -121,10 +122,11 @@ def simulate(t: Any, sends: Any) -> Any:
     events = len(t.event_s)
     known, event_at = _ints(events * words), _floats(events)  # the processes that looked an event up, a bit each
     broker_free_s, broker_busy_s = 0.0, 0.0
-    # Transactions that wait for the one writer, and those that wait for the interpreter of their process: since when,
-    # how long a statement takes, whose, and what it is. Of the one that is carried out: how long, and since when.
-    writes, asked = [(0.0, 0, 0, 0)][1:], [[(0.0, 0.0, 0, 0)][1:] for _ in range(workers)]
-    writing, statement_s, began_at, database = _ints(1), _floats(1), _floats(1), _floats(1)
+    # Transactions that wait for the one writer: how long a statement takes with the interpreter and beside the loop,
+    # whose, and what it is; those that wait for the interpreter of their process: since when, how long, whose, what.
+    # Of the one that is carried out: both times of a statement, and since when.
+    writes, asked = [(0.0, 0.0, 0, 0, 0)][1:], [[(0.0, 0.0, 0, 0)][1:] for _ in range(workers)]
+    writing, statement_s, began_at, database = _ints(1), _floats(2), _floats(1), _floats(1)
     lent, missed, lent_s, back_at = _ints(workers), _ints(workers), _floats(workers), _floats(workers)
     slot_s, lane_s, all_provider_s = 0.0, 0.0, 0.0
     arrived, open_jobs, drained, status, lacking = 0, 0, 0, STOPPED, -1
@@ -166,15 +168,18 @@ def simulate(t: Any, sends: Any) -> Any:
         elif kind == COMPUTED or kind == GIVEN_BACK:  # a statement of a transaction
             host_running[host_of[w]] -= 1
             inside, code, left, said = -1, int(value) % CODES, int(value) // CODES, False
+            writes_it = code == SERVE or code == ADVANCED or code == TOLD
+            back_at[w] = now
             if kind == GIVEN_BACK:
                 running[w] -= 1
-                back_at[w] = now
                 inside = w
-            if left:
-                n = _lend(heap, n, now, t, w, statement_s[0], arg, code + CODES * (left - 1), inside,
+            if kind == GIVEN_BACK and writes_it and statement_s[1] > 0:  # now SQLite works, beside the loop
+                n = _beside(heap, n, now, t, w, statement_s[1], arg, value, host_running, core_s, lent_s)
+            elif left:
+                n = _lend(heap, n, now, t, w, statement_s[0], statement_s[1], arg, code + CODES * (left - 1), inside,
                           asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
             else:
-                if code == SERVE or code == ADVANCED or code == TOLD:
+                if writes_it:
                     writing[0] = 0
                     database[0] += now - began_at[0]
                     n = _begin_write(heap, n, now, t, inside, writes, writing, statement_s, began_at,
@@ -348,8 +353,7 @@ def simulate(t: Any, sends: Any) -> Any:
         elif kind == FLUSH_DUE:
             armed[w] = 0
             if rows[w] and not committing[w]:
-                took_s = (flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness
-                writes.append((took_s / WRITING, w, flush_first[w], TOLD + CODES * WRITING))
+                _queue_write(t, writes, flush_s[w], rows[w] * flush_user_s[w], WRITING, w, flush_first[w], TOLD)
                 n = _begin_write(heap, n, now, t, -1, writes, writing, statement_s, began_at,
                                  asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                 rows[w], flush_first[w], committing[w] = 0, -1, 1
@@ -632,8 +636,7 @@ def simulate(t: Any, sends: Any) -> Any:
                 if arg:
                     mine.append((0.0, GATHER, arg - 1))
                 else:
-                    took_s = (flush_s[w] + rows[w] * flush_user_s[w]) * t.slowness
-                    writes.append((took_s / WRITING, w, flush_first[w], TOLD + CODES * WRITING))
+                    _queue_write(t, writes, flush_s[w], rows[w] * flush_user_s[w], WRITING, w, flush_first[w], TOLD)
                     n = _begin_write(heap, n, now, t, w, writes, writing, statement_s, began_at,
                                      asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                     rows[w], flush_first[w] = 0, -1
@@ -703,7 +706,7 @@ def simulate(t: Any, sends: Any) -> Any:
             else:
                 a = arg
                 of, j = kind_of[a], try_job[a]
-                stored, took_s = NOTHING, 0.0  # the step that a reply of the database leads to
+                stored, took_s, rows_s = NOTHING, 0.0, 0.0  # the step that a reply of the database leads to
                 if over[a] and call != BEGIN and call != WORKED:
                     call = NOTHING
                 elif call == NEXT_PAGE or call == PAGE_READ or call == ADVANCED or call == SERVE or call == END:
@@ -716,7 +719,7 @@ def simulate(t: Any, sends: Any) -> Any:
                     if known[job_event[j] * words + w // 62] >> (w % 62) & 1:
                         call = WORK
                     else:
-                        n = _lend(heap, n, now, t, w, t.type_page_s[of] * t.slowness, a, WORK, w,
+                        n = _lend(heap, n, now, t, w, t.type_page_s[of] * t.slowness, 0.0, a, WORK, w,
                                   asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                 if call == WORK:
                     known[job_event[j] * words + w // 62] |= 1 << (w % 62)
@@ -726,7 +729,7 @@ def simulate(t: Any, sends: Any) -> Any:
                     if batch[of]:
                         stored, took_s = NEXT_PAGE, t.type_page_s[of]
                     elif ledger[of]:
-                        stored, took_s = SERVE, t.type_open_s[of] + t.type_open_user_s[of] * try_users[a]
+                        stored, took_s, rows_s = SERVE, t.type_open_s[of], t.type_open_user_s[of] * try_users[a]
                     else:
                         call = SERVE
                 elif call == PAGE_READ:
@@ -804,14 +807,12 @@ def simulate(t: Any, sends: Any) -> Any:
                         mine.append((0.0, GO_ON, lane))
                 if stored != NOTHING:
                     asked_at[a] = now
-                    took_s *= t.slowness
                     if stored == SERVE or stored == ADVANCED:  # a writing transaction
-                        statements = OPENING if stored == SERVE else WRITING
-                        writes.append((took_s / statements, w, a, stored + CODES * statements))
+                        _queue_write(t, writes, took_s, rows_s, OPENING if stored == SERVE else WRITING, w, a, stored)
                         n = _begin_write(heap, n, now, t, w, writes, writing, statement_s, began_at,
                                          asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
                     else:
-                        n = _lend(heap, n, now, t, w, took_s, a, stored, w,
+                        n = _lend(heap, n, now, t, w, took_s * t.slowness, 0.0, a, stored, w,
                                   asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
 
             if call == END:
@@ -1007,6 +1008,15 @@ def _floats(count: int) -> Any:
     return [0.0] * count
 
 
+def _queue_write(
+    t: Any, writes: Any, fixed_s: float, rows_s: float, statements: int, w: int, arg: int, code: int
+) -> None:
+    """A transaction of process w waits for the writer."""
+    each = t.slowness / statements
+    beside_s = (IN_SQLITE * fixed_s + IN_SQLITE_ROW * rows_s) * each
+    writes.append(((fixed_s + rows_s) * each - beside_s, beside_s, w, arg, code + CODES * statements))
+
+
 def _begin_write(
     heap: Any, n: int, now: float, t: Any, inside: int, writes: Any, writing: Any, statement_s: Any, began_at: Any,
     asked: Any, running: Any, lent: Any, host_running: Any, core_s: Any, lent_s: Any, back_at: Any
@@ -1014,14 +1024,14 @@ def _begin_write(
     """The first of the transactions that wait begins, if the writer is free; returns the next event's number."""
     if writing[0] or not writes:
         return n
-    each_s, w, arg, code = writes.pop(0)
-    writing[0], statement_s[0], began_at[0] = 1, each_s, now
-    return _lend(heap, n, now, t, w, each_s, arg, code - CODES, inside,
+    held_s, beside_s, w, arg, code = writes.pop(0)
+    writing[0], statement_s[0], statement_s[1], began_at[0] = 1, held_s, beside_s, now
+    return _lend(heap, n, now, t, w, held_s, beside_s, arg, code - CODES, inside,
                  asked, running, lent, host_running, core_s, lent_s, back_at)  # fmt: skip
 
 
 def _lend(
-    heap: Any, n: int, now: float, t: Any, w: int, cpu_s: float, arg: int, code: int, inside: int,
+    heap: Any, n: int, now: float, t: Any, w: int, cpu_s: float, beside_s: float, arg: int, code: int, inside: int,
     asked: Any, running: Any, lent: Any, host_running: Any, core_s: Any, lent_s: Any, back_at: Any
 ) -> int:  # fmt: skip
     """A thread of process w is to compute a statement; `inside`: the process whose loop is at it now, or -1."""
@@ -1029,10 +1039,7 @@ def _lend(
         if code == WORK or code == NEXT_PAGE or code == PAGE_READ:
             heappush(heap, (now + cpu_s, n, STORED, w, arg, float(code)))
             return n + 1
-        wall_s = _on_core(t, w, cpu_s, host_running, core_s)
-        lent_s[w] += wall_s
-        heappush(heap, (now + wall_s, n, COMPUTED, w, arg, float(code)))
-        return n + 1
+        return _beside(heap, n, now, t, w, cpu_s + beside_s, arg, float(code), host_running, core_s, lent_s)
     asked[w].append((now, cpu_s, arg, code))
     if w == inside:
         return n
@@ -1061,6 +1068,17 @@ def _lend_it(
     wall_s = _on_core(t, w, cpu_s + t.cold_s * (slept_s / (slept_s + COLD_AFTER_S)), host_running, core_s)
     lent_s[w] += wall_s
     heappush(heap, (now + wall_s, n, GIVEN_BACK, w, arg, float(code)))
+    return n + 1
+
+
+def _beside(
+    heap: Any, n: int, now: float, t: Any, w: int, cpu_s: float, arg: int, value: float,
+    host_running: Any, core_s: Any, lent_s: Any
+) -> int:  # fmt: skip
+    """A thread of process w computes without the interpreter."""
+    wall_s = _on_core(t, w, cpu_s, host_running, core_s)
+    lent_s[w] += wall_s
+    heappush(heap, (now + wall_s, n, COMPUTED, w, arg, value))
     return n + 1
 
 
