@@ -107,7 +107,7 @@ def test_the_database_has_one_writer_and_any_number_of_readers() -> None:
 def test_a_transaction_takes_its_share_of_the_cores() -> None:
     env, done, host = simpy.Environment(), [], Host(1, 1.0, 1)
     host.begin(1.0)
-    Database(env).write(0.1, 1, loop_of(env, host), lambda: done.append(env.now))
+    Database(env).write(0.1, 0.0, 1, loop_of(env, host), lambda: done.append(env.now))
     env.run()
     assert done == pytest.approx([0.2]), "two share the core"
 
