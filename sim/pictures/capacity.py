@@ -77,22 +77,26 @@ def cost_frontier(
     ax.scatter(cost, seconds, color=BLUE, s=30, zorder=3)
     chosen = table["workers"].to_numpy() == workers
     ax.scatter(cost[chosen], seconds[chosen], s=130, facecolors="none", edgecolors=ORANGE, linewidths=2, zorder=4)
-    if len(seconds) and seconds.max() > 5 * seconds.min() > 0:
+    shown = np.append(seconds, [] if bound_s is None else bound_s)
+    if len(shown) and shown.max() > 5 * shown.min() > 0:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter("{x:,g}")
         ax.yaxis.set_minor_formatter("")
     for x, y, row in zip(cost, seconds, table.to_dict("records"), strict=True):
-        ax.annotate(f"{row['workers']} × {row['concurrency']}, batch {row['batch_size']}", (x, y), xytext=(7, 5),
-                    textcoords="offset points", fontsize="small")  # fmt: skip
+        # Slanted, as those of cheap deployments stand close together.
+        ax.annotate(f"{row['workers']} × {row['concurrency']}, batch {row['batch_size']}", (x, y), xytext=(3, 6),
+                    textcoords="offset points", fontsize="small", rotation=30, rotation_mode="anchor")  # fmt: skip
     if bound_s is not None:
         ax.axhline(bound_s, color=GREEN, linestyle="--", linewidth=1.2)
         ax.annotate(f"target {bound_s:g}", (1.0, bound_s), xycoords=("axes fraction", "data"), xytext=(0, 3),
                     textcoords="offset points", ha="right", color=GREEN, fontsize="small")  # fmt: skip
     ax.set(xlabel="cost per hour" if priced else "worker processes", ylabel=time)
     if ax.get_yscale() == "linear":
-        ax.set_ylim(0, 1.12 * max(seconds.max(initial=0.0), bound_s or 0.0) or 1)
-    left, right = cost.min(initial=0.0), cost.max(initial=1.0)
+        ax.set_ylim(0, 1.3 * shown.max(initial=0.0) or 1)
+    elif len(seconds):
+        ax.set_ylim(0.7 * shown.min(), 2.5 * shown.max())
+    left, right = (cost.min(), cost.max()) if len(cost) else (0.0, 1.0)
     ax.set_xlim(max(0.0, left - 0.1 * (right - left or right)), right + 0.38 * (right - left or right))
     return ax
 
