@@ -118,6 +118,11 @@ def mean(column: str) -> Measure:
     return lambda rows: float(rows[column].mean())
 
 
+def typical(column: str) -> Measure:
+    """The median: one attempt that a busy host has held up changes nothing."""
+    return lambda rows: float(rows[column].median())
+
+
 def distinct(column: str) -> Measure:
     return lambda rows: rows[column].nunique()
 
@@ -388,14 +393,14 @@ ROWS: dict[str, Row] = {
                                    {**BREAKING, "providers.email.breaker.reset_s": 30}),
     "CircuitBreaker.reset_s": Row({"providers.email.breaker.reset_s": 30}, total("provider_s"), "less", BREAKING),
     # distributions
-    "Constant.mean_s": Row({"providers.email.latency.mean_s": 0.05}, total("provider_s"), "more"),
-    "Exponential.mean_s": Row({"providers.email.latency.mean_s": 0.06}, total("provider_s"), "more",
+    "Constant.mean_s": Row({"providers.email.latency.mean_s": 0.05}, typical("provider_s"), "more"),
+    "Exponential.mean_s": Row({"providers.email.latency.mean_s": 0.06}, typical("provider_s"), "more",
                               latency(kind="exponential", mean_s=0.005)),
-    "Lognormal.mean_s": Row({"providers.email.latency.mean_s": 0.06}, total("provider_s"), "more",
+    "Lognormal.mean_s": Row({"providers.email.latency.mean_s": 0.06}, typical("provider_s"), "more",
                             latency(kind="lognormal", mean_s=0.005)),
     "Lognormal.cv": Row({"providers.email.latency.cv": 3.0}, spread_of_sends, "more",
                         latency(kind="lognormal", mean_s=0.08, cv=0.01)),
-    "Gamma.mean_s": Row({"providers.email.latency.mean_s": 0.06}, total("provider_s"), "more",
+    "Gamma.mean_s": Row({"providers.email.latency.mean_s": 0.06}, typical("provider_s"), "more",
                         latency(kind="gamma", mean_s=0.005)),
     "Gamma.cv": Row({"providers.email.latency.cv": 2.0}, spread_of_sends, "more",
                     latency(kind="gamma", mean_s=0.08, cv=0.01)),
