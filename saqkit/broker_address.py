@@ -60,7 +60,10 @@ def parse(url: str) -> Address:
         raise BrokerError(f"{shown}: not the address of a broker ({hint})")
     base, _, via = scheme.partition("+")
     try:
-        _, netloc, path, query, _ = urlsplit(f"//{rest}")
+        if via:  # several hosts, of which any may be in brackets: newer Pythons refuse to split that
+            netloc, path, query = re.fullmatch(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(?s:#.*)?", rest).groups("")  # type: ignore[union-attr]  # it matches any text
+        else:
+            _, netloc, path, query, _ = urlsplit(f"//{rest}")
     except ValueError:  # its text may quote the password
         raise BrokerError(f"{shown}: not the address of a broker (use redis://host:port/0)") from None
     if base == "unix":
