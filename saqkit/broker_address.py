@@ -61,7 +61,9 @@ def parse(url: str) -> Address:
     base, _, via = scheme.partition("+")
     try:
         if via:  # several hosts, of which any may be in brackets: newer Pythons refuse to split that
-            netloc, path, query = re.fullmatch(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(?s:#.*)?", rest).groups("")  # type: ignore[union-attr]  # it matches any text
+            before, _, query = rest.partition("#")[0].partition("?")
+            netloc, slash, path = before.partition("/")
+            path = slash + path
         else:
             _, netloc, path, query, _ = urlsplit(f"//{rest}")
     except ValueError:  # its text may quote the password

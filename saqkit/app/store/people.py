@@ -153,7 +153,8 @@ def _members(audience: Audience) -> list[ColumnElement[bool]]:
     if audience.tenant:
         conditions.append(users.c.tenant == audience.tenant)
     if audience.institution:  # the words of the index, so that it can be used
-        conditions += [users.c.institution == audience.institution, text("institution <> ''")]  # type: ignore[list-item]
+        conditions.append(users.c.institution == audience.institution)
+        conditions.append(text("institution <> ''"))  # type: ignore[arg-type]  # text is a condition too, untyped as one
     if audience.first_n is not None:
         conditions.append(users.c.id <= audience.first_n)
     if audience.users:
